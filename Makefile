@@ -1,0 +1,104 @@
+# The verbs of the project. `make` alone lists them. Everything happens in ./.venv: no root, no Docker, no uv needed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The oldest Python that may make the environment is 3.11; the plain name first, so that a chosen one wins.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
+	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Pinned: the lock file's format and the resolver's output follow uv's version.
+UV_VERSION := 0.13.8
+UV := $(BIN)/uv
+
+export UV_PROJECT_ENVIRONMENT := $(CURDIR)/$(VENV)
+# Which Python serves is the person's choice above; uv must never fetch one of its own.
+export UV_PYTHON_DOWNLOADS := never
+export UV_NO_PROGRESS ?= 1
+# The lock names the public index. A mirror of one machine (environment) must not leak into it; `uv sync --frozen`
+# does not ask for it either.
+export UV_LINK_MODE ?= copy
+# uv carries certificates of its own, which a company's proxy is not among: where the system has a store, use that.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt),)
+export UV_SYSTEM_CERTS ?= true
+endif
+
+# What KEEP=1, NAME=… and ARGS=… mean to a verb is said in its help line.
+KEEP ?=
+NAME ?=
+ARGS ?=
+export KEEP
+
+.PHONY: help venv demo test check bench soak deb lock closure clean distclean fmt lint types tree closure-check
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(READY)  ## make ./.venv with everything in it (the other verbs do it by themselves)
+
+$(READY): pyproject.toml shared/pyproject.toml agent/pyproject.toml server/pyproject.toml uv.lock
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.11 or newer is needed (Debian, Ubuntu: apt install python3 python3-venv)." >&2; exit 1; fi
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "making $(VENV) with $$($(PYTHON) --version)"; \
+		$(PYTHON) -m venv $(VENV) || { \
+			echo "the venv module does not work (Debian, Ubuntu: apt install python3-venv)." >&2; \
+			rm -rf $(VENV); exit 1; }; fi
+	@if [ "$$($(UV) --version 2>/dev/null | cut -d' ' -f2)" != "$(UV_VERSION)" ]; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"; fi
+	@# inexact: uv itself and pip live in the same environment and are in no lock.
+	@$(UV) sync --frozen --quiet --inexact --all-packages --extra cpu
+	@touch $@
+
+demo: $(READY)  ## the main job on real models, start to end (KEEP=1 leaves it running)
+	@$(BIN)/python -m tests.demo $(ARGS)
+
+test: $(READY)  ## all tests (ARGS="-k gate" chooses)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint types tree closure-check  ## linters, types on both Pythons, tree, documents, closures
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(READY)
+	@$(BIN)/mypy
+	@# What a device runs must also hold for the Python of JetPack 6.
+	@$(BIN)/mypy --python-version 3.10 --cache-dir .mypy_cache/device shared/interlock_shared agent/interlock_agent
+
+tree: $(READY)
+	@$(BIN)/python -m pytest -q tests/test_tree.py tests/test_docs.py
+
+closure-check: $(READY)
+	@$(BIN)/python -m packaging.closure.lock --check
+
+bench: $(READY)  ## measurements, as JSON under bench-results/ and a table (NAME=swaps runs one)
+	@$(BIN)/python -m tests.bench $(NAME) $(ARGS)
+
+soak: $(READY)  ## the long run: many swaps under load
+	@$(BIN)/python -m tests.soak $(ARGS)
+
+deb:  ## Debian packages (not there yet)
+	@echo "make deb: packages are not built yet; install with pip install ./shared ./agent" >&2; exit 1
+
+lock: $(READY)  ## resolve again into uv.lock (after a change of requirements)
+	@$(UV) lock
+	@touch pyproject.toml
+
+closure: $(READY)  ## write packaging/closure/*.txt: every distribution that lands on a device or a server
+	@$(BIN)/python -m packaging.closure.lock
+
+fmt: $(READY)  ## format, and mend what the linter can mend
+	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format .
+
+clean:  ## remove what runs left behind: state folders, results, caches
+	@rm -rf .demo .bench .soak bench-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
+
+distclean: clean  ## the same, and ./.venv
+	@rm -rf $(VENV)

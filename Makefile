@@ -75,7 +75,7 @@ tree: $(READY)
 	@$(BIN)/python -m pytest -q tests/test_tree.py tests/test_docs.py
 
 closure-check: $(READY)
-	@$(BIN)/python -m packaging.closure.lock --check
+	@$(BIN)/python packaging/closure/lock.py --check
 
 bench: $(READY)  ## measurements, as JSON under bench-results/ and a table (NAME=swaps runs one)
 	@$(BIN)/python -m tests.bench $(NAME) $(ARGS)
@@ -88,10 +88,9 @@ deb:  ## Debian packages (not there yet)
 
 lock: $(READY)  ## resolve again into uv.lock (after a change of requirements)
 	@$(UV) lock
-	@touch pyproject.toml
 
 closure: $(READY)  ## write packaging/closure/*.txt: every distribution that lands on a device or a server
-	@$(BIN)/python -m packaging.closure.lock
+	@$(BIN)/python packaging/closure/lock.py
 
 fmt: $(READY)  ## format, and mend what the linter can mend
 	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format .

@@ -1,0 +1,1 @@
+"""Tests of Interlock; the folders mirror the rooms."""

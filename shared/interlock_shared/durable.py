@@ -93,7 +93,8 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 def rename_folder(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
     """Rename a folder (or file) within one file system, durably in both parents. `dst` must not be there, or be an
-    empty folder. What is inside must have been synced before (`sync_tree`). Raises OSError."""
+    empty folder. What is inside must have been synced before (`sync_tree`). Raises OSError.
+    """
     source, target = Path(src), Path(dst)
     os.rename(source, target)
     fsync_folder(target.parent)

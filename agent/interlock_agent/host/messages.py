@@ -1,0 +1,318 @@
+"""What passes over the host's control socket, in both directions: the whole protocol between agent and host.
+
+Rules of the file:
+- Standard library only: the agent's client and the host both import it, and the host stays small.
+- A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON (one object).
+- The first frame of each side is a `hello`: the highest protocol that both know is spoken; none in common is an
+  error that names both ranges, and the connection ends.
+- A request is `{"id": n, "op": OP, ...fields}`; its answer `{"id": n, "ok": {...}}` or
+  `{"id": n, "error": {"code", "message"}}`. Requests may be answered out of order.
+- An event is `{"event": KIND, ...fields}`, pushed by the host to every connected agent.
+- Unknown fields are ignored in answers and events (an older agent meets a newer host), refused nowhere.
+- Every order about a unit carries a generation. The host keeps the highest it has seen for the unit, durably,
+  and refuses an older one with `stale_generation`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+PROTOCOL_MIN = 1
+PROTOCOL_MAX = 1
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024  # raw samples of a long gate are the largest thing that passes (about 1 MiB)
+_LENGTH = struct.Struct(">I")
+
+# --- orders: agent -> host ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Load:
+    """Start a worker on a sealed folder. Answer: `Loaded`. The attempt was spent before this is sent.
+
+    `role`: `candidate` (may be promoted) or `twin` (same release as the incumbent, measured only, never promoted).
+    `folder`: absolute path of a folder with `.interlock/seal.json`; the worker opens it once as a directory
+    descriptor, so that the folder may be renamed (incoming -> slot) while the worker lives.
+    `options`: `providers` (ordered list of ONNX Runtime providers), `threads` (int), `worker_python` (str),
+    `memory_limit_bytes` (int, 0 = none), `load_timeout_s` (float).
+    """
+
+    unit: str
+    generation: int
+    folder: str
+    role: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measure latency: run `runs` inferences of one golden item each, one after the other, starting at golden
+    item `first` (modulo the number of items). Answer: `Samples`. `timeout_s` ends a hanging worker."""
+
+    worker: str
+    generation: int
+    first: int
+    runs: int
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Run the whole golden set in batches. Answer: `Evaluation`."""
+
+    worker: str
+    generation: int
+    timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Promote:
+    """Make `worker` the live one and begin a trial with a lease. Answer: `Promoted`, given only when new requests
+    go to it and those inside the old worker have ended or were cut after `drain_max_s`.
+
+    The host records the trial (generation, slot) durably, then moves `live` to `slot`, then swaps. Asked again
+    with the same generation and worker it answers the same. The former live worker stays warm as the standby.
+    """
+
+    unit: str
+    generation: int
+    worker: str
+    slot: str  # "a" or "b": where the agent has put the folder
+    lease_s: float = 30.0
+    drain_max_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class Renew:
+    """Extend the lease of the trial of that generation. Refused with `lease_lapsed` or `no_trial`."""
+
+    unit: str
+    generation: int
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """The commit point. If the lease of that generation never lapsed: `confirmed` is moved durably, the lease ends,
+    the standby is retired, the answer is `{"confirmed": true}`; the same when asked again. Otherwise
+    `{"confirmed": false, "outcome": "reverted" | "interrupted", "reason": ...}`."""
+
+    unit: str
+    generation: int
+
+
+@dataclass(frozen=True)
+class Revert:
+    """End the trial of that generation in favour of the standby (the confirmed release). Answer: `Reverted`.
+    Idempotent. Without a trial of that generation: `no_trial`."""
+
+    unit: str
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Retire:
+    """End a worker that is neither live nor standby. Answer `{}`; an unknown worker is `{}` too."""
+
+    worker: str
+    generation: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """Answer: `{"units": [UnitStatus...], "host": {"pid", "version", "boot_id", "started"}}`."""
+
+
+@dataclass(frozen=True)
+class Configure:
+    """Make sure that a unit is there (socket listening, front running). Answer `{"address": "127.0.0.1:8500"}`.
+    `listen`: `HOST:PORT` or `unix:/path`. Idempotent; the address of a unit that runs is not changed."""
+
+    unit: str
+    listen: str
+    options: dict[str, Any]  # as in Load: what a cold start of the confirmed release uses
+
+
+OPS: dict[str, type[Any]] = {
+    "load": Load,
+    "probe": Probe,
+    "evaluate": Evaluate,
+    "promote": Promote,
+    "renew": Renew,
+    "confirm": Confirm,
+    "revert": Revert,
+    "retire": Retire,
+    "status": Status,
+    "configure": Configure,
+}
+
+# --- answers: host -> agent -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loaded:
+    worker: str
+    pid: int
+    inputs: list[dict[str, Any]]  # [{"name", "dtype", "shape": [int | str | None]}] as the runtime reports them
+    outputs: list[dict[str, Any]]
+    providers: list[str]  # what the session really runs on, in order
+    fell_back: bool  # a provider that was asked for is not there, or nodes were placed on the CPU silently
+    load_s: float
+    memory_bytes: int  # VmHWM of the worker after loading
+    runtime: str  # e.g. "onnxruntime 1.31.1"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """`wall_ns` and `work_ns` (CPU time of the whole worker process) of each run, in order."""
+
+    wall_ns: list[int]
+    work_ns: list[int]
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one pass over the golden set.
+
+    `outputs`: per output `{"name", "compared": bool, "max_abs", "max_rel", "outside": int, "non_finite": int}`;
+    `hits`: one character an item, `1` for a correct label, `0` for a wrong one; empty without labels.
+    """
+
+    items: int
+    outputs: list[dict[str, Any]]
+    hits: str
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Promoted:
+    drained: int
+    cut: int  # requests still inside the old worker after drain_max_s
+    swap_ms: float
+
+
+@dataclass(frozen=True)
+class Reverted:
+    release: str  # what serves now
+    swap_ms: float
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Of the live worker since it became live. Monotonic for one worker."""
+
+    requests: int = 0
+    errors: int = 0  # answers 5xx of the worker
+    non_finite: int = 0  # bad answers held back
+    replayed: int = 0  # answered by another worker instead
+    refused: int = 0  # 503 for want of a live worker
+    last_errors: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class UnitStatus:
+    unit: str
+    address: str
+    generation: int  # highest seen
+    confirmed: str  # release of the confirmed slot, "" when there is none
+    confirmed_slot: str  # "a", "b" or ""
+    live: str  # release that answers now, "" when none
+    live_slot: str
+    live_worker: str
+    standby: str  # release of the standby, "" when none
+    ready: bool
+    trial: int  # generation of the trial in progress, 0 when none
+    lease_left_s: float
+    outcome: dict[
+        str, Any
+    ]  # of the last trial: {"generation", "outcome": "confirmed|reverted|interrupted", "reason", "at"}
+    counters: dict[str, Any]  # Counters of the live worker
+    workers: list[dict[str, Any]]  # [{"worker", "pid", "role", "release", "generation"}]
+
+
+# --- events: host -> agent ------------------------------------------------------------------------------------
+# {"event": "outcome", "unit", "generation", "outcome", "reason", "at"}        a trial ended without the agent
+# {"event": "counters", "unit", "generation", "worker", "counters": {...}}     on change, at most every 100 ms;
+#                                                                              at once for a non-finite answer or an error
+# {"event": "worker_died", "unit", "worker", "role", "release", "reason"}      after it was handled
+# {"event": "serving", "unit", "release", "generation"}                        who answers has changed
+EVENTS = ("outcome", "counters", "worker_died", "serving")
+
+# --- error codes ----------------------------------------------------------------------------------------------
+CODES = {
+    "stale_generation": "an order with an older generation than the host has seen for the unit",
+    "unknown_worker": "no such worker (it may have died)",
+    "worker_died": "the worker ended while it carried out the order",
+    "worker_hung": "the worker did not answer in time and was killed",
+    "load_failed": "the model could not be opened; the message says why",
+    "corrupt": "a file of the folder does not match its seal",
+    "no_trial": "the unit has no trial of that generation",
+    "lease_lapsed": "the lease of that generation has lapsed",
+    "not_promotable": "the worker is a twin, or not ready",
+    "no_golden": "the release has no golden data",
+    "bad_request": "the order is malformed",
+    "protocol": "no protocol version in common",
+    "io": "the host could not write its state; nothing was changed",
+}
+
+T = TypeVar("T")
+
+
+def to_request(number: int, order: Any) -> dict[str, Any]:
+    """The request object of an order (an instance of one of `OPS`' classes)."""
+    op = next(name for name, kind in OPS.items() if type(order) is kind)
+    return {"id": number, "op": op, **asdict(order)}
+
+
+def from_fields(kind: type[T], document: dict[str, Any]) -> T:
+    """Build `kind` from a document, ignoring fields it does not know. Raises ValueError when one is missing."""
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # every kind here is a dataclass
+    try:
+        return kind(**{name: value for name, value in document.items() if name in names})
+    except TypeError as missing:
+        raise ValueError(f"{kind.__name__}: {missing}") from None
+
+
+def hello(version: str, role: str, low: int = PROTOCOL_MIN, high: int = PROTOCOL_MAX) -> dict[str, Any]:
+    """The first frame of either side. `role` is `agent`, `host` or `tool`."""
+    return {"hello": role, "version": version, "protocol": {"min": low, "max": high}}
+
+
+def agree(mine: dict[str, Any], theirs: dict[str, Any]) -> int:
+    """The protocol both speak. Raises ValueError naming both ranges when there is none."""
+    try:
+        low = max(int(mine["protocol"]["min"]), int(theirs["protocol"]["min"]))
+        high = min(int(mine["protocol"]["max"]), int(theirs["protocol"]["max"]))
+    except (KeyError, TypeError) as malformed:
+        raise ValueError(f"not a hello: {malformed}") from None
+    if low > high:
+        raise ValueError(
+            f"no protocol in common: {mine.get('hello')} {mine.get('version')} speaks {mine['protocol']}, "
+            f"{theirs.get('hello')} {theirs.get('version')} speaks {theirs['protocol']}"
+        )
+    return high
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    """One frame. Raises ValueError above MAX_FRAME_BYTES."""
+    body = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"frame of {len(body)} bytes is above {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+async def read_frame(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """The next frame. Raises asyncio.IncompleteReadError at the end of the stream, ValueError on a bad frame."""
+    (length,) = _LENGTH.unpack(await reader.readexactly(4))
+    if length > MAX_FRAME_BYTES:
+        raise ValueError(f"frame of {length} bytes is above {MAX_FRAME_BYTES}")
+    document = json.loads(await reader.readexactly(length))
+    if not isinstance(document, dict):
+        raise ValueError("a frame holds one JSON object")
+    return document

@@ -1,0 +1,221 @@
+"""Documents between server and device that are not TUF's own: desired, permit, verdict, reported, event, ack.
+
+Signed documents travel as DSSE envelopes (see trust.py) and refuse unknown fields; reports keep and ignore them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from interlock_shared.base import Finite, Name, Report, Sha256, Signed, Timestamp, Version
+
+DESIRED_SCHEMA = "interlock.desired/1"
+PERMIT_SCHEMA = "interlock.permit/1"
+VERDICT_SCHEMA = "interlock.verdict/1"
+REPORTED_SCHEMA = "interlock.reported/1"
+EVENT_SCHEMA = "interlock.event/1"
+ACK_SCHEMA = "interlock.ack/1"
+PRESENCE_SCHEMA = "interlock.presence/1"
+DIRECTOR_SCHEMA = "interlock.director/1"
+
+# --- server -> device, signed by the director ---------------------------------------------------------------------
+
+
+class Assignment(Signed):
+    """What is wanted of one unit. `assignment` is the same for every document that repeats the same wish."""
+
+    version: Version
+    manifest_sha256: Sha256
+    assignment: Name
+    rollout: Name
+
+
+class Desired(Signed):
+    """All that the server wants of one device. Ordered by (epoch, counter). A unit that is not named is left alone."""
+
+    schema_: Literal["interlock.desired/1"] = Field(alias="schema", default="interlock.desired/1")
+    min_agent: Version = "0.1.0"
+    device: Name
+    epoch: int = Field(ge=1, lt=2**53)
+    counter: int = Field(ge=1, lt=2**53)
+    issued_at: Timestamp
+    expires_at: Timestamp
+    start_spread_s: Finite = Field(default=0.0, ge=0, le=86_400)
+    units: dict[Name, Assignment]
+
+
+class Permit(Signed):
+    """Allows a bundle to be installed from a file. `devices` None: any device of this fleet."""
+
+    schema_: Literal["interlock.permit/1"] = Field(alias="schema", default="interlock.permit/1")
+    min_agent: Version = "0.1.0"
+    model: Name
+    version: Version
+    manifest_sha256: Sha256
+    devices: tuple[Name, ...] | None
+    issued_at: Timestamp
+    expires_at: Timestamp
+
+
+class Director(Signed):
+    """The TUF target `director.json`: who may sign desired documents and permits, and under which epoch."""
+
+    schema_: Literal["interlock.director/1"] = Field(alias="schema", default="interlock.director/1")
+    epoch: int = Field(ge=1, lt=2**53)
+    keys: dict[str, dict[str, Any]]  # key id -> key, in securesystemslib's form
+
+
+# --- device -> server ---------------------------------------------------------------------------------------------
+
+Outcome = Literal["pass", "fail", "inconclusive", "not_applicable", "not_run"]
+
+
+class CheckResult(Signed):
+    """One check of the gate. `low`, `high`: the interval of `measured`; `limit` and figures in `unit`."""
+
+    check: str
+    outcome: Outcome
+    unit: str = ""
+    limit: Finite | str | None = None
+    measured: Finite | str | None = None
+    low: Finite | None = None
+    high: Finite | None = None
+    incumbent: Finite | str | None = None  # the same figure of the incumbent, where it was measured
+    reason: str = ""
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class StageResult(Signed):
+    """One stage of the gate, in the order in which they run."""
+
+    stage: Literal["compatible", "loads", "right", "fast", "small"]
+    outcome: Outcome
+    seconds: Finite
+    checks: tuple[CheckResult, ...] = ()
+
+
+class Incumbent(Signed):
+    """What the candidate was compared with."""
+
+    version: Version
+    payload_sha256: Sha256
+    baseline: Literal["twin", "recorded"]
+
+
+class Verdict(Signed):
+    """The gate's product: limits, figures, reasons. Signed by the device's key; raw samples lie beside it."""
+
+    schema_: Literal["interlock.verdict/1"] = Field(alias="schema", default="interlock.verdict/1")
+    device: str
+    model: Name
+    version: Version
+    manifest_sha256: Sha256
+    payload_sha256: Sha256
+    variant: Name
+    generation: int
+    outcome: Literal["accept", "reject", "inconclusive"]
+    reason: str  # machine-readable: "ok", or the first check that decided
+    message: str  # for people
+    started_at: Timestamp
+    ended_at: Timestamp
+    agent: str
+    runtime: str
+    fingerprint: dict[str, Any]
+    fingerprint_sha256: Sha256
+    limits: dict[str, Any]
+    limits_sha256: Sha256
+    incumbent: Incumbent | None
+    stages: tuple[StageResult, ...]
+    environment: dict[str, Any]  # before and after: load, clocks, temperature where the device tells
+    samples_sha256: Sha256 | None  # of samples.json, kept beside the verdict on the device
+    origin: Literal["rollout", "sideload", "dry-run"] = "rollout"
+
+
+class UnitReport(Report):
+    """The four facts that are never mixed up, and where the attempt stands."""
+
+    phase: str
+    generation: int
+    offered: str | None  # version the server or a file offers
+    installed: dict[str, str | None]  # slot -> version
+    confirmed: str | None
+    running: str | None
+    address: str | None = None
+    reason: str = ""
+    assignment: str | None = None
+    manifest_sha256: str | None = None
+    fallback: str | None = None  # version in the spare slot, when it is intact
+
+
+class Reported(Report):
+    """What the device says of itself; `number` only grows within `outbox_epoch`."""
+
+    schema_: str = Field(alias="schema", default=REPORTED_SCHEMA)
+    device: Name
+    number: int
+    outbox_epoch: str
+    outbox_floor: int  # the lowest event number the device still has, or next number when it has none
+    agent: str
+    host: str | None
+    desired: tuple[int, int] | None  # (epoch, counter) of the newest accepted desired document
+    fingerprint: dict[str, Any]
+    fingerprint_sha256: str
+    units: dict[Name, UnitReport]
+    clock_floor: str | None = None
+    notes: tuple[str, ...] = ()  # what a person should know: state was lost, clock is behind, a document was refused
+
+
+class Event(Report):
+    """One outbox entry. `(epoch, number)` identifies it; numbers have no gaps."""
+
+    schema_: str = Field(alias="schema", default=EVENT_SCHEMA)
+    device: Name
+    epoch: str = Field(min_length=8, max_length=64)
+    number: int = Field(ge=1, lt=2**53)
+    at: Timestamp
+    kind: str = Field(max_length=64)
+    unit: Name | None = None
+    generation: int = 0
+    version: str | None = None
+    manifest_sha256: str | None = None
+    assignment: str | None = None
+    origin: str = "rollout"
+    reason: str = ""
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+EVENT_KINDS = {
+    "accepted": "an assignment or a file was taken up",
+    "staged": "the payload is complete and verified beside the slots",
+    "verdict": "the gate has spoken; data.envelope is the signed verdict",
+    "switched": "the release answers requests, in its trial",
+    "confirmed": "the trial passed and the host moved `confirmed`",
+    "reverted": "the device went back to its confirmed release; data says what was seen",
+    "interrupted": "a trial ended without a judgement (lease, host restart); it will be tried again within its budget",
+    "failed": "terminal before the gate: untrusted, incompatible, malformed",
+    "rejected": "terminal at the gate: a safe outcome",
+    "waiting": "later, not never; reason says for what",
+    "cancelled": "the server no longer wants it",
+    "superseded": "a newer wish took its place",
+    "quarantined": "this payload is not tried again here until told to",
+    "rolled_back": "the owner went back to the previous confirmed release",
+    "state_lost": "the journal could not be read and was rebuilt from the seals",
+    "refused": "a document was ignored: foreign, replayed, expired, unsigned",
+}
+
+
+class Ack(Report):
+    """Server to device: all events of `epoch` up to and including `upto` are in the database."""
+
+    schema_: str = Field(alias="schema", default=ACK_SCHEMA)
+    epoch: str
+    upto: int = Field(ge=0)
+
+
+class Presence(Report):
+    """Retained; the last will says `online: false`."""
+
+    schema_: str = Field(alias="schema", default=PRESENCE_SCHEMA)
+    online: bool

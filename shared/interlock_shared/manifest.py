@@ -1,0 +1,297 @@
+"""What a bundle is: the manifest, to and from canonical bytes.
+
+The manifest is the one signed document about a release; payload is named in it by hash. It brings data, never
+commands: a field that would run something is refused by its own error, before anything else is looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from interlock_shared import canonical
+from interlock_shared.base import FileName, Finite, Name, Sha256, Signed, Timestamp, Version, check_speakable, validate
+from interlock_shared.errors import Invalid
+from interlock_shared.limits import (
+    FILE_MAX_BYTES,
+    FILES_MAX,
+    LABELS_MAX,
+    MANIFEST_MAX_BYTES,
+    RANK_MAX,
+    SEGMENT_MAX_BYTES,
+    SEGMENTS_MAX,
+    TENSORS_MAX,
+)
+
+SCHEMA = "interlock.bundle/1"
+
+Dtype = (
+    Literal["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"]
+    | Literal["FP16", "FP32", "FP64", "BF16", "BYTES"]
+)
+"""Open Inference Protocol names."""
+
+COMMAND_KEYS = frozenset({"exec", "command", "cmd", "hook", "hooks", "http", "systemd", "script", "run", "shell"})
+
+
+class Tensor(Signed):
+    """One input or output. A shape entry of -1 is a dynamic axis."""
+
+    name: str = Field(min_length=1, max_length=256)
+    dtype: Dtype
+    shape: tuple[int, ...] = Field(max_length=RANK_MAX)
+    non_finite: Literal["refused", "allowed"] = "refused"  # NaN and Inf in answers; outputs only
+
+    @model_validator(mode="after")
+    def _axes(self) -> Tensor:
+        if any(axis < -1 for axis in self.shape):
+            raise ValueError("an axis is -1 (dynamic) or not negative")
+        return self
+
+
+class Signature(Signed):
+    """What applications see: inputs, outputs, and the labels an output's last axis stands for."""
+
+    inputs: tuple[Tensor, ...] = Field(min_length=1, max_length=TENSORS_MAX)
+    outputs: tuple[Tensor, ...] = Field(min_length=1, max_length=TENSORS_MAX)
+    labels: tuple[str, ...] | None = Field(default=None, max_length=LABELS_MAX)
+
+    @model_validator(mode="after")
+    def _unique(self) -> Signature:
+        for side in (self.inputs, self.outputs):
+            names = [tensor.name for tensor in side]
+            if len(set(names)) != len(names):
+                raise ValueError("a tensor's name occurs twice")
+        return self
+
+
+class Requirement(Signed):
+    """A fact of the device's fingerprint, compared with a value. Versions compare as versions."""
+
+    fact: str = Field(pattern=r"^[a-z][a-z0-9_.]*$", max_length=64)
+    op: Literal["==", "!=", ">=", ">", "<=", "<", "in"]
+    value: str | int | Finite | tuple[str, ...]
+
+
+class Variant(Signed):
+    """One form of the model. The one with `reference` is what the others are compared with."""
+
+    name: Name
+    runtime: Literal["onnxruntime"] = "onnxruntime"
+    file: FileName
+    reference: bool = False
+    requires: tuple[Requirement, ...] = ()
+
+
+class SegmentRef(Signed):
+    """SHA-256 and length of the uncompressed content."""
+
+    sha256: Sha256
+    size: int = Field(ge=1, le=SEGMENT_MAX_BYTES)
+
+
+class File(Signed):
+    """Size and ordered segments. `sha256` of the whole file is for people; devices hash segments, once."""
+
+    name: FileName
+    size: int = Field(ge=0, le=FILE_MAX_BYTES)
+    sha256: Sha256
+    segments: tuple[SegmentRef, ...]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> File:
+        if sum(segment.size for segment in self.segments) != self.size:
+            raise ValueError("the segments do not add up to the file's size")
+        return self
+
+
+class Golden(Signed):
+    """Golden data in one `.npz`: arrays with the item axis first. Inputs, and expected outputs and/or labels."""
+
+    file: FileName
+    inputs: dict[str, str] = Field(min_length=1)  # input name -> array name
+    expected: dict[str, str] = Field(default_factory=dict)  # output name -> array name
+    labels: str | None = None  # array of class indices
+    label_output: str | None = None  # output whose argmax over the last axis is compared with the label
+    rtol: Finite = Field(default=1e-3, ge=0)
+    atol: Finite = Field(default=1e-4, ge=0)
+    batch: int = Field(default=32, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _labels_pair(self) -> Golden:
+        if (self.labels is None) != (self.label_output is None):
+            raise ValueError("labels and label_output go together")
+        return self
+
+
+class Gates(Signed):
+    """The publisher's limits. What is silent takes the default; the device's owner may only make them stricter."""
+
+    accuracy_min: Finite | None = Field(default=None, ge=0, le=1)
+    accuracy_drop_max: Finite = Field(default=0.01, ge=0, le=1)  # against the incumbent, on the same items
+    latency_p95_ms: Finite | None = Field(default=None, gt=0)
+    latency_ratio_max: Finite = Field(default=1.25, gt=0)  # median of paired ratios to the incumbent
+    memory_max_bytes: int | None = Field(default=None, gt=0)  # peak of the worker
+
+
+class Check(Signed):
+    """One health check of the trial, in the manner of a Kubernetes probe."""
+
+    check: Literal["worker_alive", "error_rate", "non_finite"]
+    max: Finite = Field(default=0.0, ge=0)  # of the figure the check looks at
+    required: bool = True
+
+
+DEFAULT_CHECKS = (Check(check="worker_alive"), Check(check="error_rate", max=0.01), Check(check="non_finite"))
+
+
+class Health(Signed):
+    """The trial: how long, how many requests, and what is watched."""
+
+    min_seconds: Finite = Field(default=10.0, ge=0, le=86_400)
+    min_requests: int = Field(default=20, ge=0, le=1_000_000)
+    checks: tuple[Check, ...] = DEFAULT_CHECKS
+
+
+class Provenance(Signed):
+    """Where the model comes from; for people and for audits."""
+
+    commit: str | None = Field(default=None, max_length=256)
+    training_run: str | None = Field(default=None, max_length=1024)
+    datasets: tuple[str, ...] = ()
+    framework: str | None = Field(default=None, max_length=256)
+    author: str | None = Field(default=None, max_length=256)
+    licence: str | None = Field(default=None, max_length=256)
+    parent: Version | None = None
+    source: str | None = Field(default=None, max_length=1024)
+
+
+class Manifest(Signed):
+    """Everything about a release."""
+
+    schema_: Literal["interlock.bundle/1"] = Field(alias="schema", default="interlock.bundle/1")
+    min_agent: Version = "0.1.0"
+    model: Name
+    version: Version
+    created: Timestamp | None = None
+    provenance: Provenance = Provenance()
+    signature: Signature
+    variants: tuple[Variant, ...] = Field(min_length=1, max_length=16)
+    files: tuple[File, ...] = Field(min_length=1, max_length=FILES_MAX)
+    golden: Golden | None = None
+    gates: Gates | Literal["none"] = Gates()
+    health: Health = Health()
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Manifest:
+        names = [file.name for file in self.files]
+        if len(set(names)) != len(names):
+            raise ValueError("a file's name occurs twice")
+        for variant in self.variants:
+            if variant.file not in names:
+                raise ValueError(f"variant {variant.name}: file {variant.file} is not in the bundle")
+        if len({variant.name for variant in self.variants}) != len(self.variants):
+            raise ValueError("a variant's name occurs twice")
+        if sum(variant.reference for variant in self.variants) != 1:
+            raise ValueError("exactly one variant is the reference")
+        if sum(len(file.segments) for file in self.files) > SEGMENTS_MAX:
+            raise ValueError(f"more than {SEGMENTS_MAX} segments")
+        self._golden_fits(names)
+        return self
+
+    def _golden_fits(self, names: list[str]) -> None:
+        if self.golden is None:
+            return
+        if self.golden.file not in names:
+            raise ValueError(f"golden: file {self.golden.file} is not in the bundle")
+        if set(self.golden.inputs) != {tensor.name for tensor in self.signature.inputs}:
+            raise ValueError("golden: inputs are not those of the signature")
+        outputs = {tensor.name for tensor in self.signature.outputs}
+        named = set(self.golden.expected) | ({self.golden.label_output} if self.golden.label_output else set())
+        if not named <= outputs:
+            raise ValueError(f"golden: no such output: {', '.join(sorted(named - outputs))}")
+
+    @property
+    def release(self) -> str:
+        """`model version`, as people say it."""
+        return f"{self.model} {self.version}"
+
+    @property
+    def reference(self) -> Variant:
+        """The reference variant."""
+        return next(variant for variant in self.variants if variant.reference)
+
+    @property
+    def payload_size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def file(self, name: str) -> File:
+        """The file of that name. Raises KeyError."""
+        for file in self.files:
+            if file.name == name:
+                return file
+        raise KeyError(name)
+
+    def segments(self) -> dict[str, SegmentRef]:
+        """Every distinct segment by digest, in manifest order."""
+        return {segment.sha256: segment for file in self.files for segment in file.segments}
+
+    def payload_sha256(self) -> str:
+        """Digest of what runs: variants and the content of their files. A new version number does not change it,
+        nor do other golden data, gates or provenance.
+        """
+        served = sorted({variant.file for variant in self.variants})
+        return canonical.sha256(
+            canonical.encode(
+                {
+                    "files": [[name, [[s.sha256, s.size] for s in self.file(name).segments]] for name in served],
+                    "variants": [[v.name, v.runtime, v.file] for v in self.variants],
+                }
+            )
+        )
+
+
+def _find_command(document: Any, path: str = "") -> str | None:
+    """The path of the first key that would run something."""
+    if isinstance(document, dict):
+        for key, value in document.items():
+            here = f"{path}.{key}" if path else key
+            # Names of tensors are keys in `golden`: data, whatever they are called.
+            if key.lower() in COMMAND_KEYS and not path.startswith("golden.") and path != "golden":
+                return here
+            found = _find_command(value, here)
+            if found:
+                return found
+    elif isinstance(document, list):
+        for index, value in enumerate(document):
+            found = _find_command(value, f"{path}.{index}")
+            if found:
+                return found
+    return None
+
+
+def from_document(document: dict[str, Any]) -> Manifest:
+    """A manifest from a parsed document. Raises Invalid (naming the field), Incompatible (`needs_agent`)."""
+    command = _find_command(document)
+    if command:
+        raise Invalid(
+            f"manifest: {command}: a bundle brings data, never commands", code="command_in_manifest", field=command
+        )
+    check_speakable(document, SCHEMA, "manifest")
+    return validate(Manifest, document, "manifest")
+
+
+def parse(data: bytes) -> Manifest:
+    """A manifest from its bytes, which must be canonical. Raises Invalid, Incompatible."""
+    document = canonical.decode(data, limit=MANIFEST_MAX_BYTES, what="manifest")
+    manifest = from_document(document)
+    if canonical.encode(document) != data:
+        raise Invalid("manifest: not canonical JSON", code="not_canonical", field="manifest")
+    return manifest
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """Canonical bytes: the same manifest gives the same bytes, everywhere."""
+    return canonical.encode(manifest.model_dump(mode="json", by_alias=True))

@@ -161,7 +161,7 @@ def install() -> None:
                 _hook("time.sleep", (seconds,))
                 original(seconds)
 
-            time.sleep = sleep
+            time.sleep = sleep  # type: ignore[assignment]
 
 
 def guarded_environment(**more: str) -> dict[str, str]:

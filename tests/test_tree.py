@@ -139,7 +139,7 @@ GOOD = [
     ("agent/interlock_agent/__main__.py", "from interlock_agent.adapters import broker\nimport interlock_agent.engine"),
     ("agent/interlock_agent/adapters/broker.py", "import aiomqtt\nfrom interlock_agent import ports"),
     ("agent/interlock_agent/adapters/host_client.py", "from interlock_agent.host.messages import Hello"),
-    ("agent/interlock_agent/host/worker/open.py", "import numpy\nfrom interlock_agent.host import framing"),
+    ("agent/interlock_agent/host/worker/open.py", "import numpy\nfrom interlock_agent.host import lifeline, wire"),
     ("server/interlock_server/cli.py", "from interlock_server.publisher import build"),
     ("shared/interlock_shared/durable.py", "import os\nfrom pathlib import Path"),
 ]
@@ -147,7 +147,7 @@ GOOD = [
 
 @pytest.mark.parametrize(("file", "text"), GOOD)
 def test_what_is_meant_is_let_through(tmp_path: Path, file: str, text: str) -> None:
-    for name in ("messages", "framing"):
+    for name in ("messages", "wire", "lifeline"):
         path = tmp_path / f"agent/interlock_agent/host/{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('"""What it is."""\n')

@@ -38,7 +38,8 @@ class Load:
     `folder`: absolute path of a folder with `.interlock/seal.json`; the worker opens it once as a directory
     descriptor, so that the folder may be renamed (incoming -> slot) while the worker lives.
     `options`: `providers` (ordered list of ONNX Runtime providers), `threads` (int), `worker_python` (str),
-    `memory_limit_bytes` (int, 0 = none), `load_timeout_s` (float).
+    `memory_limit_bytes` (int, 0 = none), `load_timeout_s` (float), `golden_folder` (str, optional: another sealed
+    folder whose golden data this worker is judged on, so that a twin is measured on the candidate's items).
     """
 
     unit: str
@@ -155,6 +156,8 @@ OPS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class Loaded:
+    """A worker that has opened its model."""
+
     worker: str
     pid: int
     inputs: list[dict[str, Any]]  # [{"name", "dtype", "shape": [int | str | None]}] as the runtime reports them
@@ -192,6 +195,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Promoted:
+    """What the switch did to the requests inside the former worker."""
+
     drained: int
     cut: int  # requests still inside the old worker after drain_max_s
     swap_ms: float
@@ -199,6 +204,8 @@ class Promoted:
 
 @dataclass(frozen=True)
 class Reverted:
+    """The confirmed release serves."""
+
     release: str  # what serves now
     swap_ms: float
 
@@ -217,6 +224,8 @@ class Counters:
 
 @dataclass(frozen=True)
 class UnitStatus:
+    """One model on this device, as the host sees it."""
+
     unit: str
     address: str
     generation: int  # highest seen
@@ -238,8 +247,8 @@ class UnitStatus:
 
 # --- events: host -> agent ------------------------------------------------------------------------------------
 # {"event": "outcome", "unit", "generation", "outcome", "reason", "at"}        a trial ended without the agent
-# {"event": "counters", "unit", "generation", "worker", "counters": {...}}     on change, at most every 100 ms;
-#                                                                              at once for a non-finite answer or an error
+# {"event": "counters", "unit", "generation", "worker", "counters": {...}}     on change, at most every 100 ms; at once
+#                                                                              for a bad answer or an error
 # {"event": "worker_died", "unit", "worker", "role", "release", "reason"}      after it was handled
 # {"event": "serving", "unit", "release", "generation"}                        who answers has changed
 EVENTS = ("outcome", "counters", "worker_died", "serving")

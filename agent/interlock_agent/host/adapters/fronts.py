@@ -1,0 +1,224 @@
+"""Front processes and the sockets that they listen on.
+
+Rules of the file:
+- The host owns the listening sockets: a front that dies is followed by another on the same one, and clients that
+  connect meanwhile wait in the kernel's queue.
+- The last order is repeated to a new front. What a front reports (a lost worker, figures) goes to the engine in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from interlock_agent.host.children import Child, child_environment
+from interlock_agent.host.messages import Promoted, from_fields
+from interlock_agent.host.ports import Upstream
+
+log = logging.getLogger("interlock.host")
+
+BACKLOG = 1024
+SETTLE_S = 1.0  # for a front to say that it has said everything
+SWITCH_S = 5.0  # for a front to take an order; one that does not is replaced
+RESTART_PAUSE_S = 0.05  # a front that cannot start is not started in a tight loop
+
+
+@dataclass(eq=False)
+class Front:
+    """One unit's front, across its processes."""
+
+    unit: str
+    listener: socket.socket
+    limits: dict[str, Any]
+    child: Child | None = None
+    order: dict[str, Any] = field(default_factory=dict)
+    waiting: dict[tuple[int, str], asyncio.Future[Any]] = field(default_factory=dict)
+    number: int = 0
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class ProcessFronts:
+    """`ports.Fronts` as processes. `connections` tells how many requests a worker takes at once."""
+
+    def __init__(
+        self,
+        run: Path,
+        packages: Path,
+        path_of: Callable[[str], tuple[str, int]],
+        limits: dict[str, Any],
+        lost: Callable[[str, str], Awaitable[None]],
+        counted: Callable[[str, str, dict[str, Any]], None],
+    ) -> None:
+        self._records, self._packages, self._path_of, self._limits = run / "children", packages, path_of, limits
+        self._lost, self._counted = lost, counted
+        self._fronts: dict[str, Front] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._reports: set[asyncio.Task[None]] = set()
+
+    async def open(self, unit: str, listen: str) -> str:
+        """Listen, start the front. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        listener, address = await loop.run_in_executor(None, lambda: open_listener(listen))
+        front = Front(unit, listener, self._limits)
+        self._fronts[unit] = front
+        task = loop.create_task(self._keep(front))
+        self._tasks.add(task)
+        await front.up.wait()
+        return address
+
+    async def _keep(self, front: Front) -> None:
+        """A front process, always."""
+        command = [sys.executable, "-m", "interlock_agent.host.front", "{control}", "{parent}"]
+        while True:
+            try:
+                child = await Child.start(
+                    [*command, str(front.listener.fileno())],
+                    self._records,
+                    child_environment(self._packages),
+                    pass_fds=(front.listener.fileno(),),
+                    on_line=lambda line: log.info("unit=%s front stderr=%r", front.unit, line),
+                )
+            except OSError as failure:
+                log.error("unit=%s the front does not start: %s", front.unit, failure)
+                await asyncio.sleep(RESTART_PAUSE_S)
+                continue
+            child.send({"setup": {"unit": front.unit, "limits": front.limits}})
+            if front.order:
+                front.number += 1
+                child.send({"n": front.number, "serve": {**front.order, "drain_s": 0.0}})
+            front.child = child
+            front.up.set()
+            try:
+                await self._listen(front, child)
+            finally:
+                child.kill()
+            ended = await asyncio.shield(child.ended)
+            for future in front.waiting.values():
+                if not future.done():
+                    future.set_result(None)
+            front.waiting.clear()
+            log.error("unit=%s front ended (%s); starting another: %s", front.unit, ended, child.last_words())
+            await asyncio.sleep(RESTART_PAUSE_S)
+
+    async def _listen(self, front: Front, child: Child) -> None:
+        while True:
+            try:
+                said = await child.read()
+            except (EOFError, OSError, ValueError):
+                return
+            if "lost" in said:
+                task = asyncio.ensure_future(self._lost(said["lost"]["worker"], said["lost"]["reason"]))
+                self._reports.add(task)
+                task.add_done_callback(self._reports.discard)
+            elif "counters" in said:
+                self._counted(front.unit, said["counters"]["worker"], said["counters"]["counters"])
+            elif "re" in said:
+                for kind in ("switched", "drained", "settled", "stopped"):
+                    future = front.waiting.pop((said["re"], kind), None) if kind in said else None
+                    if future and not future.done():
+                        future.set_result(said[kind])
+
+    def _ask(self, front: Front, question: dict[str, Any], *kinds: str) -> list[asyncio.Future[Any]]:
+        """Send with a number; a future for each kind of answer (None when the front dies before)."""
+        front.number += 1
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in kinds]
+        for kind, future in zip(kinds, futures, strict=True):
+            front.waiting[front.number, kind] = future
+        assert front.child is not None
+        front.child.send({"n": front.number, **question})
+        return futures
+
+    async def serve(
+        self, unit: str, live: Upstream | None, standby: Upstream | None, drain_s: float
+    ) -> Awaitable[Promoted]:
+        """Switch; what is returned is awaited for the end of the former one's requests."""
+        front = self._fronts[unit]
+        front.order = {"live": self._document(live), "standby": self._document(standby)}
+        await front.up.wait()
+        switched, drained = self._ask(front, {"serve": {**front.order, "drain_s": drain_s}}, "switched", "drained")
+        try:
+            await asyncio.wait_for(asyncio.shield(switched), SWITCH_S)
+        except asyncio.TimeoutError:
+            log.error("unit=%s the front does not answer; it is replaced", unit)
+            if front.child:
+                front.child.kill()  # the next one gets the order
+
+        async def end() -> Promoted:
+            figures = await asyncio.shield(drained)
+            return from_fields(Promoted, figures) if figures else Promoted(0, 0, 0.0)
+
+        return asyncio.get_running_loop().create_task(end())
+
+    def _document(self, upstream: Upstream | None) -> dict[str, Any] | None:
+        if upstream is None:
+            return None
+        path, connections = self._path_of(upstream.worker)
+        return {**asdict(upstream), "path": path, "connections": connections}
+
+    async def settle(self, unit: str) -> None:
+        """Everything the front knew has been handed to the engine."""
+        front = self._fronts[unit]
+        (settled,) = self._ask(front, {"settle": True}, "settled")
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(settled, SETTLE_S)
+        if self._reports:
+            await asyncio.wait(set(self._reports), timeout=SETTLE_S)
+
+    async def close(self, drain_s: float) -> None:
+        """Accept no more, let requests end for a while, end the processes."""
+        asked = [
+            f for front in self._fronts.values() if front.child for f in self._ask(front, {"stop": drain_s}, "stopped")
+        ]
+        if asked:
+            await asyncio.wait(asked, timeout=drain_s + 1.0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        children = [front.child for front in self._fronts.values() if front.child]
+        for child in children:
+            child.kill()
+        await asyncio.gather(*(asyncio.shield(child.ended) for child in children))
+        for front in self._fronts.values():
+            front.listener.close()
+
+
+def open_listener(listen: str) -> tuple[socket.socket, str]:
+    """A listening socket for `HOST:PORT` (loopback unless the owner says otherwise) or `unix:/path`, and the address
+    that clients use. Blocks. Raises OSError, ValueError for what is neither."""
+    if listen.startswith("unix:"):
+        path = listen[5:]
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                os.unlink(path)
+        unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            unix.bind(path)
+            os.chmod(path, 0o666)  # noqa: S103 - as open as a loopback port is
+            unix.listen(BACKLOG)
+        except BaseException:
+            unix.close()
+            raise
+        return unix, listen
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"listen {listen!r} is neither HOST:PORT nor unix:/path")
+    bare = host.strip("[]")
+    tcp = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind((bare, int(port)))
+        tcp.listen(BACKLOG)
+    except BaseException:
+        tcp.close()
+        raise
+    return tcp, f"{host}:{tcp.getsockname()[1]}"

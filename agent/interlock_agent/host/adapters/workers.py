@@ -1,0 +1,160 @@
+"""Worker processes: started by exec of the configured Python, asked over their control stream.
+
+Rules of the file:
+- The foreign Python sees our package through a folder that holds nothing else (one link), so that none of our other
+  dependencies, built for another Python, can be picked up by it.
+- Every question has a hard deadline; a worker that misses it is killed (`worker_hung`).
+- After `start` has returned, the end of the process is reported once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from interlock_agent.host.children import Child, child_environment
+from interlock_agent.host.messages import Evaluation, Loaded, Samples, from_fields
+from interlock_agent.host.ports import WorkerError
+
+log = logging.getLogger("interlock.host")
+
+LOAD_TIMEOUT_S = 120.0  # default; an engine that is built takes the owner's `load_timeout_s`
+DEFAULT_THREADS = 1
+
+
+class ProcessWorkers:
+    """`ports.Workers` as processes."""
+
+    def __init__(
+        self,
+        run: Path,
+        packages: Path,
+        died: Callable[[str, str], Awaitable[None]],
+        python: str = "",
+        concurrency: int = 2,
+    ) -> None:
+        self._sockets, self._records, self._packages = run / "workers", run / "children", packages
+        self._died = died
+        self._python, self._concurrency = python or sys.executable, concurrency
+        self._children: dict[str, Child] = {}
+        self._asking: dict[str, asyncio.Lock] = {}
+        self._watches: set[asyncio.Task[None]] = set()
+        self._unwanted: set[str] = set()
+
+    def upstream(self, worker: str) -> tuple[str, int]:
+        """Where the front finds it, and how many requests it takes at once."""
+        # A Unix socket's path has 107 bytes at most, and unit names are long: a digest, not the name.
+        name = hashlib.sha256(worker.encode()).hexdigest()[:16]
+        return str(self._sockets / f"{name}.sock"), self._concurrency
+
+    async def start(self, worker: str, unit: str, folder: str, generation: int, options: dict[str, Any]) -> Loaded:
+        """Start and load. Raises WorkerError; then no process is left."""
+        python = str(options.get("worker_python") or self._python)
+        threads = str(max(1, int(options.get("threads") or DEFAULT_THREADS)))
+        environment = child_environment(self._packages)
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+            environment[name] = threads
+        command = [python, "-m", "interlock_agent.host.worker", "{control}", "{parent}"]
+        try:
+            child = await Child.start(
+                command, self._records, environment, on_line=lambda line: log.info("worker=%s stderr=%r", worker, line)
+            )
+        except OSError as failure:
+            raise WorkerError("load_failed", f"{python}: {failure}") from None
+        self._children[worker] = child
+        self._asking[worker] = asyncio.Lock()
+        fields = {"worker": worker, "folder": folder, "generation": generation, "options": options}
+        child.send({"load": {**fields, "socket": self.upstream(worker)[0]}})
+        try:
+            answer = await self._answer(worker, child, float(options.get("load_timeout_s") or LOAD_TIMEOUT_S))
+            loaded = from_fields(Loaded, {**answer, "worker": worker, "pid": child.pid})
+            if worker in self._unwanted:
+                raise WorkerError("unknown_worker", f"{worker} was ended while it loaded")
+        except BaseException:
+            child.kill()
+            await self._forget(worker, child)
+            raise
+        task = asyncio.get_running_loop().create_task(self._watch(worker, child))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+        return loaded
+
+    async def _forget(self, worker: str, child: Child) -> str:
+        ended = await asyncio.shield(child.ended)
+        self._children.pop(worker, None)
+        self._asking.pop(worker, None)
+        self._unwanted.discard(worker)
+        with contextlib.suppress(OSError):
+            os.unlink(self.upstream(worker)[0])
+        return ended
+
+    async def _watch(self, worker: str, child: Child) -> None:
+        unwanted = worker in self._unwanted
+        ended = await asyncio.shield(child.ended)
+        unwanted = unwanted or worker in self._unwanted
+        await self._forget(worker, child)
+        if not unwanted:
+            await self._died(worker, f"{ended}: {child.last_words()}" if child.lines else ended)
+
+    async def _answer(self, worker: str, child: Child, timeout_s: float) -> dict[str, Any]:
+        try:
+            answer = await asyncio.wait_for(child.read(), timeout_s)
+        except asyncio.TimeoutError:
+            child.kill()
+            raise WorkerError("worker_hung", f"no answer within {timeout_s:g} s; killed") from None
+        except (EOFError, OSError):
+            child.kill()
+            ended = await asyncio.shield(child.ended)
+            raise WorkerError("worker_died", f"{ended}: {child.last_words()}") from None
+        except ValueError as garbage:
+            child.kill()
+            raise WorkerError("worker_died", f"it spoke nonsense: {garbage}") from None
+        error = answer.get("error")
+        if error:
+            raise WorkerError(str(error.get("code")), str(error.get("message")))
+        ok = answer.get("ok")
+        return ok if isinstance(ok, dict) else {}
+
+    async def _ask(self, worker: str, question: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        child, lock = self._children.get(worker), self._asking.get(worker)
+        if child is None or lock is None:
+            raise WorkerError("unknown_worker", f"no worker {worker}: it may have died")
+        async with lock:
+            child.send(question)
+            return await self._answer(worker, child, timeout_s)
+
+    async def probe(self, worker: str, first: int, runs: int, timeout_s: float) -> Samples:
+        """Raises WorkerError."""
+        return from_fields(Samples, await self._ask(worker, {"probe": {"first": first, "runs": runs}}, timeout_s))
+
+    async def evaluate(self, worker: str, timeout_s: float) -> Evaluation:
+        """Raises WorkerError."""
+        return from_fields(Evaluation, await self._ask(worker, {"evaluate": {}}, timeout_s))
+
+    async def end(self, worker: str) -> None:
+        """Begin to end it."""
+        child = self._children.get(worker)
+        if child:
+            self._unwanted.add(worker)
+            child.kill()
+
+    def pid(self, worker: str) -> int:
+        """Its process id, 0 when it has none."""
+        child = self._children.get(worker)
+        return child.pid if child else 0
+
+    async def close(self) -> None:
+        """End all and wait."""
+        children = list(self._children.items())
+        for worker, child in children:
+            self._unwanted.add(worker)
+            child.kill()
+        await asyncio.gather(*(asyncio.shield(child.ended) for _, child in children))
+        await asyncio.gather(*self._watches, return_exceptions=True)

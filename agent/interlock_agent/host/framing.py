@@ -1,0 +1,90 @@
+"""What passes between front and worker, and between the host and both: the whole of it.
+
+Rules of the file:
+- Standard library only, no asyncio: a worker on a foreign Python imports it.
+- Front -> worker, over a Unix stream socket, one request at a time a connection: `REQUEST` header, version (UTF-8),
+  body. Worker -> front: `ANSWER` header, body. Integers are big-endian. Bodies pass as they came: the front does not
+  parse them. As many connections as the worker has threads; the front queues the rest.
+- Host <-> front and host <-> worker, over a socket pair that the child inherits: JSON frames, 4-byte length and a
+  UTF-8 object, as on the control socket. The end of that stream is the end of the child.
+- A child ties its life to the host's first thing, before anything is opened (`die_with_parent`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import struct
+from typing import Any
+
+# op, length of the version, length of the JSON part (NO_HEADER: all of the body), length of the body
+REQUEST = struct.Struct(">BHIQ")
+# HTTP status, flags, length of the JSON part (NO_HEADER: all of the body), length of the body
+ANSWER = struct.Struct(">HBIQ")
+NO_HEADER = 0xFFFFFFFF
+
+OP_INFER = 1
+OP_METADATA = 2
+OP_READY = 3
+
+FLAG_NON_FINITE = 1  # the answer holds NaN or Inf where the signature does not allow it
+
+MAX_BODY_BYTES = 64 * 1024 * 1024  # of a request: a dozen uncompressed 1080p frames
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024  # raw samples of a long gate are the largest thing that passes
+LENGTH = struct.Struct(">I")
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends; end now if it has ended already. `parent`: its pid."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    """One JSON frame. Raises ValueError above MAX_DOCUMENT_BYTES."""
+    body = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    if len(body) > MAX_DOCUMENT_BYTES:
+        raise ValueError(f"frame of {len(body)} bytes is above {MAX_DOCUMENT_BYTES}")
+    return LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes | bytearray) -> dict[str, Any]:
+    """The object of a frame. Raises ValueError."""
+    document = json.loads(bytes(body))
+    if not isinstance(document, dict):
+        raise ValueError("a frame holds one JSON object")
+    return document
+
+
+def read_exactly(connection: socket.socket, size: int) -> bytearray:
+    """That many bytes. Raises EOFError at the end of the stream."""
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        got = connection.recv_into(view)
+        if not got:
+            raise EOFError("end of stream")
+        view = view[got:]
+    return data
+
+
+def send_document(connection: socket.socket, document: dict[str, Any]) -> None:
+    """One JSON frame, blocking."""
+    connection.sendall(encode(document))
+
+
+def read_document(connection: socket.socket) -> dict[str, Any]:
+    """The next JSON frame, blocking. Raises EOFError at the end of the stream, ValueError on a bad frame."""
+    (length,) = LENGTH.unpack(read_exactly(connection, LENGTH.size))
+    if length > MAX_DOCUMENT_BYTES:
+        raise ValueError(f"frame of {length} bytes is above {MAX_DOCUMENT_BYTES}")
+    return decode(read_exactly(connection, length))

@@ -1,0 +1,221 @@
+"""One connection of an application: requests in, answers out, in order.
+
+Rules of the file:
+- One request at a time: the next is looked at when the answer of the one before has been given away; so pipelined
+  requests are answered in order, and a client that does not read its answers stops being read.
+- No task a request: asyncio's callbacks lead straight to the router and back.
+- Errors that the front makes itself are JSON: `{"error": "...", "code": "..."}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from interlock_agent.host.framing import NO_HEADER
+from interlock_agent.host.front.http import Malformed, Parser, Request
+from interlock_agent.host.front.upstream import Exchange
+
+if TYPE_CHECKING:
+    from interlock_agent.host.front.service import Service
+
+HEAD_TIMEOUT_S = 15.0  # from a request's first byte to the end of its headers
+BODY_TIMEOUT_S = 30.0  # without a byte of a body that is awaited
+LINGER_S = 2.0  # an answer before the end of the request: the rest is read and dropped, so that it can be received
+PIPELINED_BYTES = 256 * 1024  # read ahead while a request is being answered
+
+_STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_JSON = b"Content-Type: application/json\r\n"
+_BINARY = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: "
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Client(asyncio.Protocol):
+    """asyncio's protocol of one connection."""
+
+    __slots__ = (
+        "_continued",
+        "_eof",
+        "_exchange",
+        "_keep_alive",
+        "_parser",
+        "_paused_reading",
+        "_paused_writing",
+        "_progress",
+        "_request_old",
+        "_service",
+        "_transport",
+        "_wasting",
+    )
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._parser = Parser(service.max_body)
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._keep_alive = True
+        self._request_old = False  # HTTP/1.0
+        self._continued = False
+        self._eof = False
+        self._paused_writing = self._paused_reading = False
+        self._progress = 0.0  # loop time of the last byte
+        self._wasting = 0.0  # loop time since which input is dropped, 0: it is not
+
+    # --- asyncio's callbacks --------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        self._transport = transport  # type: ignore[assignment]  # stream protocols get a Transport
+        self._progress = self._service.now()
+        if not self._service.join(self):
+            self._refuse(Malformed(503, "too_many_connections", "the front has as many connections as it may"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client has gone."""
+        self._transport = None
+        self._service.leave(self)
+        if self._exchange:
+            self._service.router.cancel(self._exchange)
+            self._exchange = None
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of requests."""
+        if self._wasting:
+            return
+        parser = self._parser
+        if parser.idle or parser.in_body:
+            self._progress = self._service.now()
+        parser.feed(data)
+        if self._exchange is None and not self._paused_writing:
+            self._go_on()
+        elif parser.pending > PIPELINED_BYTES and self._transport:
+            self._paused_reading = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; what it asked is still answered."""
+        self._eof = True
+        return self._exchange is not None or self._paused_writing
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._paused_writing = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._paused_writing = False
+        self._go_on()
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Take requests until one has to be waited for."""
+        parser = self._parser
+        while self._exchange is None and not self._paused_writing and self._transport and not self._wasting:
+            try:
+                request = parser.next()
+            except Malformed as malformed:
+                self._refuse(malformed)
+                return
+            if request is None:
+                if parser.wants_continue and not self._continued:
+                    self._continued = True
+                    self._transport.write(_CONTINUE)
+                if self._paused_reading:
+                    self._paused_reading = False
+                    self._transport.resume_reading()
+                if self._eof:
+                    self._transport.close()
+                return
+            self._continued = False
+            self._progress = self._service.now()
+            self._begin(request)
+
+    def _begin(self, request: Request) -> None:
+        self._keep_alive = request.keep_alive and not self._service.stopping
+        self._request_old = request.old
+        routed = self._service.route(request)
+        if isinstance(routed, tuple):
+            status, document, extra = routed
+            self._respond(status, extra + _JSON, json.dumps(document).encode())
+            return
+        self._exchange = Exchange(
+            self, routed.op, routed.version, routed.header_length, request.body, self._service.now()
+        )
+        self._service.router.submit(self._exchange)
+
+    # --- answers --------------------------------------------------------------------------------------------------
+
+    def answer(self, exchange: Exchange, status: int, head: bytes, header: int, body: Any) -> None:
+        """The router has an answer of a worker. `head`: headers that name the release."""
+        if exchange is not self._exchange:
+            return
+        self._exchange = None
+        kind = _JSON if header == NO_HEADER else _BINARY + b"%d\r\n" % header
+        self._respond(status, head + kind, body)
+        self._go_on()
+
+    def fail(self, exchange: Exchange, status: int, code: str, message: str, retry_after: int = 0) -> None:
+        """The router has none."""
+        if exchange is not self._exchange:
+            return
+        self._exchange = None
+        head = _JSON + (b"Retry-After: %d\r\n" % retry_after if retry_after else b"")
+        self._respond(status, head, json.dumps({"error": message, "code": code}).encode())
+        self._go_on()
+
+    def _respond(self, status: int, head: bytes, body: Any) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        connection = b"" if self._keep_alive else b"Connection: close\r\n"
+        if self._request_old and self._keep_alive:
+            connection = b"Connection: keep-alive\r\n"
+        start = b"%b%b%bContent-Length: %d\r\n\r\n" % (_STATUS[status], head, connection, len(body))
+        if len(body) <= 16384:
+            transport.write(b"%b%b" % (start, body))
+        else:
+            transport.write(start)
+            transport.write(body)
+        if not self._keep_alive:
+            transport.close()
+            self._transport = None
+
+    def _refuse(self, malformed: Malformed) -> None:
+        """Answer, read what still comes for a moment (a reset would take the answer with it), close."""
+        body = json.dumps({"error": malformed.message, "code": malformed.code}).encode()
+        head = _JSON + (b"Retry-After: 1\r\n" if malformed.status == 503 else b"")
+        transport, self._keep_alive = self._transport, False
+        if transport is None:
+            return
+        start = b"%b%bConnection: close\r\nContent-Length: %d\r\n\r\n" % (_STATUS[malformed.status], head, len(body))
+        transport.write(start + body)
+        self._wasting = self._service.now()
+        if transport.can_write_eof():
+            transport.write_eof()
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """Called about once a second: end what was begun and is not continued."""
+        transport = self._transport
+        if transport is None:
+            return
+        if self._wasting:
+            if now - self._wasting > LINGER_S:
+                transport.abort()
+            return
+        if self._exchange is not None or self._paused_writing or self._parser.idle:
+            return
+        limit = BODY_TIMEOUT_S if self._parser.in_body else HEAD_TIMEOUT_S
+        if now - self._progress > limit:
+            part = "body" if self._parser.in_body else "head"
+            self._refuse(Malformed(408, "timeout", f"the {part} of the request did not come within {limit:g} s"))
+
+    def stop(self) -> None:
+        """The service ends: idle connections are closed, others after their answer."""
+        self._keep_alive = False
+        if self._exchange is None and self._transport and not self._paused_writing:
+            self._transport.close()

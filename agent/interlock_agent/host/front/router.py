@@ -1,0 +1,255 @@
+"""Which worker answers: the front's choice of upstream for each request.
+
+Rules of the file:
+- The upstream is chosen in the same step that counts the request as inside it; there is no await between.
+- At most two upstreams: the live one, and in a trial the standby. New requests go to the live one.
+- The live one dies: the standby is live, at once and without asking; what was inside is sent again, once. A request
+  with which two workers died is poison: 500, never a third. Suspects are sent one at a time, so that the innocent
+  do not share a second death.
+- A bad answer (NaN, Inf) is held back and the standby is asked; without one: 500.
+- With no live one a request waits, bounded in time and number, then 503 with Retry-After.
+- After a switch without draining nothing of the former worker is let out: what is inside it is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from interlock_agent.host.framing import FLAG_NON_FINITE, OP_INFER
+from interlock_agent.host.front.upstream import Exchange, Upstream
+
+MAX_WAITING = 1024  # requests without a worker; at some hundred bytes to megabytes each, a bound on memory too
+MAX_WAITING_BYTES = 256 * 1024 * 1024
+NO_WORKER_S = 10.0  # a request waits so long for a live worker (a reload takes one or two seconds)
+ANSWER_S = 30.0  # a worker that does not answer a request in that time hangs
+BUSY_S = 60.0  # a request waits so long for its turn at a live worker
+LAST_ERRORS = 5
+DEATHS = 2
+
+
+class Router:
+    """The upstreams of one unit, and the requests that wait for them."""
+
+    def __init__(self, report: Callable[[dict[str, Any]], None], answer_s: float, no_worker_s: float) -> None:
+        self._report = report
+        self._answer_s, self._no_worker_s = answer_s, no_worker_s
+        self._loop = asyncio.get_running_loop()
+        self.live: Upstream | None = None
+        self.standby: Upstream | None = None
+        self._waiting: deque[Exchange] = deque()
+        self._waiting_bytes = 0
+        self._without_since = self._loop.time()  # when there was no live worker any more
+        self._suspects: set[Exchange] = set()  # inside a worker, after another one died on them
+        self._draining: tuple[set[Exchange], asyncio.Future[None]] | None = None
+        self.refused = 0
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def submit(self, exchange: Exchange) -> None:
+        """A request has arrived."""
+        live = self.live
+        if live is not None and live.idle and not self._waiting:
+            live.send(exchange, exchange.arrived)
+            return
+        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + len(exchange.body) > MAX_WAITING_BYTES:
+            self._refuse(exchange, "overloaded", "too many requests wait for this model")
+            return
+        self._queue(exchange)
+        self.pump()
+
+    def _queue(self, exchange: Exchange, first: bool = False) -> None:
+        self._waiting_bytes += len(exchange.body)
+        if first:
+            self._waiting.appendleft(exchange)
+        else:
+            self._waiting.append(exchange)
+
+    def _refuse(self, exchange: Exchange, code: str, message: str) -> None:
+        self.refused += 1
+        if self.live:
+            self.live.counters["refused"] += 1
+            self._changed(self.live)
+        exchange.client.fail(exchange, 503, code, message, retry_after=1)
+
+    def cancel(self, exchange: Exchange) -> None:
+        """Its client has gone."""
+        exchange.cancelled = True
+
+    def pump(self) -> None:
+        """Send what waits to workers that have a connection free."""
+        if not self._waiting:
+            return
+        now, passed = self._loop.time(), []
+        while self._waiting:
+            live, standby = self.live, self.standby
+            if not (live and live.idle) and not (standby and standby.idle):
+                break
+            exchange = self._waiting.popleft()
+            self._waiting_bytes -= len(exchange.body)
+            if exchange.cancelled:
+                continue
+            target = live
+            if exchange.avoid is not None and exchange.avoid is live:
+                target = standby
+                if target is None:
+                    self._non_finite(exchange)
+                    continue
+            suspect = exchange.deaths > 0
+            if target is None or not target.idle or (suspect and self._suspects):
+                passed.append(exchange)
+                if target is live and not suspect:
+                    break  # the live one is busy: who comes after has to wait as well
+                continue
+            if suspect:
+                self._suspects.add(exchange)
+            target.send(exchange, now)
+        for exchange in reversed(passed):
+            self._queue(exchange, first=True)
+
+    # --- answers ------------------------------------------------------------------------------------------------
+
+    def answered(self, upstream: Upstream, exchange: Exchange, status: int, flags: int, header: int, body: Any) -> None:
+        """A worker has answered."""
+        self._left(exchange)
+        if exchange.cancelled:
+            self.pump()
+            return
+        counters = upstream.counters
+        if flags & FLAG_NON_FINITE:
+            self._bad_answer(upstream, exchange)
+        else:
+            if exchange.op == OP_INFER:
+                counters["requests"] += 1
+            if status >= 500:
+                counters["errors"] += 1
+                self._error(upstream, bytes(body[:200]).decode("utf-8", "replace"))
+            elif exchange.op == OP_INFER:
+                self._changed(upstream)
+            exchange.client.answer(exchange, status, upstream.head, header, body)
+        if self._waiting:
+            self.pump()
+
+    def _bad_answer(self, upstream: Upstream, exchange: Exchange) -> None:
+        upstream.counters["requests"] += 1
+        upstream.counters["non_finite"] += 1
+        other = self.standby if upstream is self.live else self.live
+        if other is None or exchange.avoid is not None:
+            self._error(upstream, "non_finite_output")
+            self._non_finite(exchange)
+            return
+        upstream.counters["replayed"] += 1
+        exchange.avoid = upstream
+        self._queue(exchange, first=True)
+        self._changed(upstream, at_once=True)
+        self.pump()
+
+    def _non_finite(self, exchange: Exchange) -> None:
+        exchange.client.fail(exchange, 500, "non_finite_output", "the model answered with NaN or Inf; it was held back")
+
+    def _error(self, upstream: Upstream, text: str) -> None:
+        upstream.counters["last_errors"] = [*upstream.counters["last_errors"], text][-LAST_ERRORS:]
+        self._changed(upstream, at_once=True)
+
+    def _left(self, exchange: Exchange) -> None:
+        self._suspects.discard(exchange)
+        if self._draining:
+            inside, done = self._draining
+            inside.discard(exchange)
+            if not inside and not done.done():
+                done.set_result(None)
+
+    def _changed(self, upstream: Upstream, at_once: bool = False) -> None:
+        if upstream is self.live:
+            self._report({"counters": upstream, "at_once": at_once})
+
+    # --- deaths -------------------------------------------------------------------------------------------------
+
+    def died(self, upstream: Upstream, reason: str) -> None:
+        """A worker has gone: the standby takes over, what was inside is sent again."""
+        inside = list(upstream.busy)
+        upstream.busy.clear()
+        if upstream is self.live:
+            self.live, self.standby = self.standby, None
+            if self.live is None:
+                self._without_since = self._loop.time()
+        elif upstream is self.standby:
+            self.standby = None
+        self._report({"lost": upstream, "reason": reason})
+        for exchange in reversed(inside):
+            self._left(exchange)
+            exchange.deaths += 1
+            if exchange.cancelled:
+                continue
+            if exchange.deaths >= DEATHS:
+                message = "two workers ended while they computed this request; it is not tried again"
+                exchange.client.fail(exchange, 500, "poison_request", message)
+            else:
+                self._queue(exchange, first=True)
+        self.pump()
+
+    def sweep(self) -> None:
+        """Called now and then: requests that waited too long, workers that hang."""
+        now = self._loop.time()
+        for upstream in (self.live, self.standby):
+            if upstream and any(now - exchange.sent > self._answer_s for exchange in upstream.busy):
+                upstream.lost(f"no answer within {self._answer_s:g} s")
+        limit = BUSY_S if self.live else self._no_worker_s
+        late = [e for e in self._waiting if now - max(e.arrived, 0.0 if self.live else self._without_since) > limit]
+        for exchange in late:
+            self._waiting.remove(exchange)
+            self._waiting_bytes -= len(exchange.body)
+            if not exchange.cancelled:
+                code = "overloaded" if self.live else "no_live_worker"
+                self._refuse(exchange, code, f"no worker took this request within {limit:g} s")
+
+    # --- switching ----------------------------------------------------------------------------------------------
+
+    def switch(self, live: Upstream | None, standby: Upstream | None, drain: bool) -> set[Exchange]:
+        """From now on `live` answers. What is inside the former one stays there (`drain`; returned), or is asked
+        again."""
+        former = [upstream for upstream in (self.live, self.standby) if upstream]
+        if live and live.dead:
+            live, standby = standby, None
+        if standby and standby.dead:
+            standby = None
+        if live is None and self.live is not None:
+            self._without_since = self._loop.time()
+        before, self.live, self.standby = self.live, live, standby
+        inside: set[Exchange] = set()
+        for upstream in former:
+            if upstream is live or (upstream is standby and upstream is not before):
+                continue
+            if drain and upstream is before:
+                inside = set(upstream.busy)
+            elif upstream is not standby or not drain:
+                self.take_back(upstream, list(upstream.busy))
+        self.pump()
+        return inside
+
+    def take_back(self, upstream: Upstream, exchanges: list[Exchange]) -> int:
+        """Ask others what is inside `upstream`; how many."""
+        count = 0
+        for exchange in reversed(exchanges):
+            if exchange in upstream.busy:
+                upstream.take_back(exchange)
+                self._left(exchange)
+                if not exchange.cancelled:
+                    self._queue(exchange, first=True)
+                    count += 1
+        self.pump()
+        return count
+
+    async def drained(self, inside: set[Exchange], seconds: float) -> bool:
+        """Wait until those have ended; whether they did in time."""
+        if not inside:
+            return True
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._draining = (inside, done)
+        try:
+            await asyncio.wait({done}, timeout=seconds)
+        finally:
+            self._draining = None
+        return not inside

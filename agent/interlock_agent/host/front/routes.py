@@ -1,0 +1,96 @@
+"""Which path means what: the Open Inference Protocol v2 over HTTP, for one model.
+
+Rules of the file:
+- Pure. The front answers what needs no worker; the rest is an operation, a version and a body.
+- What depends on the release (its version, its tensors) is the worker's to check: only it knows what it serves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from interlock_agent.host.framing import NO_HEADER, OP_INFER, OP_METADATA, OP_READY
+from interlock_agent.host.front.http import Request
+
+MAX_VERSION_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something for a worker."""
+
+    op: int
+    version: bytes  # "" when the client named none
+    header_length: int
+
+
+Reply = tuple[int, dict[str, Any], bytes]  # status, document, extra headers
+
+
+def _error(status: int, code: str, message: str, extra: bytes = b"") -> Reply:
+    return status, {"error": message, "code": code}, extra
+
+
+# Path below the model (and its version) -> method, operation.
+_MODEL: dict[tuple[bytes, ...], tuple[bytes, int]] = {
+    (): (b"GET", OP_METADATA),
+    (b"ready",): (b"GET", OP_READY),
+    (b"infer",): (b"POST", OP_INFER),
+}
+
+
+def route(request: Request, model: str, version: str, ready: bool) -> Operation | Reply:
+    """What a request asks for. `ready`: a worker is live; `version`: of this program."""
+    path = request.target.split(b"?", 1)[0]
+    parts = tuple(unquote_to_bytes(part) for part in path.strip(b"/").split(b"/"))
+    if parts[0] != b"v2" or (len(parts) == 2 and parts[1] not in (b"health", b"models")):
+        return _error(404, "not_found", "no such path; the API begins at /v2")
+    server: dict[tuple[bytes, ...], Reply] = {
+        (b"v2",): (200, {"name": "interlock", "version": version, "extensions": ["binary_tensor_data"]}, b""),
+        (b"v2", b"health", b"live"): (200, {"live": True}, b""),
+        (b"v2", b"health", b"ready"): (
+            200 if ready else 503,
+            {"ready": ready},
+            b"" if ready else b"Retry-After: 1\r\n",
+        ),
+    }
+    if parts in server:
+        return server[parts] if request.method == b"GET" else _not_allowed(b"GET")
+    if len(parts) < 3 or parts[1] != b"models":
+        return _error(404, "not_found", "no such path")
+    if parts[2] != model.encode():
+        name = parts[2][:100].decode("utf-8", "replace")
+        return _error(404, "unknown_model", f"no model {name!r} here; this is {model!r}")
+    rest, asked = parts[3:], b""
+    if rest[:1] == (b"versions",) and len(rest) >= 2:
+        asked, rest = rest[1], rest[2:]
+        if not asked or len(asked) > MAX_VERSION_BYTES:
+            return _error(404, "unknown_version", "no such version")
+    if rest not in _MODEL:
+        return _error(404, "not_found", "no such path")
+    method, op = _MODEL[rest]
+    if request.method != method:
+        return _not_allowed(method)
+    if op == OP_READY and not ready:
+        return 503, {"name": model, "ready": False}, b"Retry-After: 1\r\n"
+    return _operation(request, op, asked)
+
+
+def _not_allowed(method: bytes) -> Reply:
+    return _error(405, "method_not_allowed", f"use {method.decode()}", b"Allow: %b\r\n" % method)
+
+
+def _operation(request: Request, op: int, version: bytes) -> Operation | Reply:
+    if op != OP_INFER:
+        request.body = b""
+        return Operation(op, version, NO_HEADER)
+    if request.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        return _error(415, "unsupported_encoding", "bodies are taken as they are; send them without Content-Encoding")
+    length = request.headers.get(b"inference-header-content-length")
+    if length is None:
+        return Operation(op, version, NO_HEADER)
+    if not length.isdigit() or len(length) > 18 or int(length) > len(request.body):
+        return _error(400, "bad_header_length", "Inference-Header-Content-Length is not a length within the body")
+    return Operation(op, version, int(length))

@@ -1,0 +1,212 @@
+"""The front of one model: its clients, its router, and the host's orders over the control stream.
+
+Rules of the file:
+- It ends with the host: at the end of the control stream at once, or when the host dies.
+- Orders are handled one after the other; a switch is one step between two of the loop's callbacks.
+- Figures are reported on change, at most every 100 ms; at once for bad answers and errors. Deaths are reported at once,
+  in the order in which they were seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from typing import Any
+
+from interlock_agent import __version__
+from interlock_agent.host.framing import LENGTH, MAX_BODY_BYTES, MAX_DOCUMENT_BYTES, decode, encode
+from interlock_agent.host.front import routes
+from interlock_agent.host.front.client import Client
+from interlock_agent.host.front.http import Request
+from interlock_agent.host.front.router import ANSWER_S, NO_WORKER_S, Router
+from interlock_agent.host.front.upstream import Upstream
+
+REPORT_EVERY_S = 0.1
+SWEEP_EVERY_S = 0.5
+MAX_CLIENTS = 1024
+BACKLOG = 1024
+
+
+class Service:
+    """One unit's front."""
+
+    def __init__(self, control: socket.socket, listener: socket.socket) -> None:
+        self._control, self._listener = control, listener
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        self._clients: set[Client] = set()
+        self._unit = ""
+        self.max_body = MAX_BODY_BYTES
+        self.stopping = False
+        self._known: dict[str, Upstream] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._writer: asyncio.StreamWriter
+        self._server: asyncio.AbstractServer
+        self.router: Router
+
+    async def run(self) -> None:
+        """Serve until the host ends the control stream."""
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._control)
+        setup = (await self._read(reader))["setup"]
+        self._unit = str(setup["unit"])
+        limits = setup.get("limits") or {}
+        self.max_body = int(limits.get("max_body_bytes") or MAX_BODY_BYTES)
+        self.router = Router(
+            self._report,
+            float(limits.get("answer_timeout_s") or ANSWER_S),
+            float(limits.get("no_worker_s") or NO_WORKER_S),
+        )
+        self._server = await self._loop.create_server(lambda: Client(self), sock=self._listener, backlog=BACKLOG)
+        sweeper = self._loop.create_task(self._sweep())
+        try:
+            while True:
+                await self._obey(await self._read(reader))
+        except (EOFError, OSError):
+            pass
+        finally:
+            sweeper.cancel()
+
+    @staticmethod
+    async def _read(reader: asyncio.StreamReader) -> dict[str, Any]:
+        (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+        if length > MAX_DOCUMENT_BYTES:
+            raise EOFError("the host spoke nonsense")
+        return decode(await reader.readexactly(length))
+
+    def _send(self, document: dict[str, Any]) -> None:
+        self._writer.write(encode(document))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            self.router.sweep()
+            now = self.now()
+            for client in list(self._clients):
+                client.sweep(now)
+
+    # --- clients ----------------------------------------------------------------------------------------------------
+
+    def join(self, client: Client) -> bool:
+        """A client is there; False when there are too many."""
+        self._clients.add(client)
+        return len(self._clients) <= MAX_CLIENTS
+
+    def leave(self, client: Client) -> None:
+        """It has gone."""
+        self._clients.discard(client)
+
+    def route(self, request: Request) -> routes.Operation | routes.Reply:
+        """What a request asks for."""
+        return routes.route(request, self._unit, __version__, self.router.live is not None)
+
+    # --- the host -----------------------------------------------------------------------------------------------------
+
+    async def _obey(self, order: dict[str, Any]) -> None:
+        if "serve" in order:
+            await self._serve(int(order["n"]), order["serve"])
+        elif "settle" in order:
+            self._send({"re": order["n"], "settled": True})
+        elif "stop" in order:
+            await self._stop(float(order["stop"]))
+            self._send({"re": order["n"], "stopped": True})
+
+    async def _serve(self, number: int, order: dict[str, Any]) -> None:
+        began = self.now()
+        try:
+            live = await self._upstream(order.get("live"))
+        except OSError as error:
+            live = None
+            self._send({"lost": {"worker": order["live"]["worker"], "reason": f"cannot connect: {error}"}})
+        try:
+            standby = await self._upstream(order.get("standby"))
+        except OSError as error:
+            standby = None
+            self._send({"lost": {"worker": order["standby"]["worker"], "reason": f"cannot connect: {error}"}})
+        if order.get("live") and live is None:  # it did not live to serve: the standby does
+            live, standby = standby, None
+        drain_s = float(order.get("drain_s") or 0.0)
+        before = self.router.live
+        inside = self.router.switch(live, standby, drain=drain_s > 0)
+        swap_ms = (self.now() - began) * 1000
+        self._send({"re": number, "switched": {"swap_ms": swap_ms}})
+        count = len(inside)
+        if inside and before:
+            task = self._loop.create_task(self._drain(number, before, inside, drain_s, swap_ms))
+            task.add_done_callback(lambda done: done.exception())
+        else:
+            self._forget()
+            self._send({"re": number, "drained": {"drained": count, "cut": 0, "swap_ms": swap_ms}})
+
+    async def _drain(self, number: int, former: Upstream, inside: Any, seconds: float, swap_ms: float) -> None:
+        count, cut = len(inside), 0
+        if not await self.router.drained(inside, seconds):
+            cut = self.router.take_back(former, list(inside))
+        self._forget()
+        self._send({"re": number, "drained": {"drained": count - cut, "cut": cut, "swap_ms": swap_ms}})
+
+    async def _upstream(self, order: dict[str, Any] | None) -> Upstream | None:
+        if not order:
+            return None
+        known = self._known.get(order["worker"])
+        if known:
+            return None if known.dead else known
+        upstream = Upstream(
+            order["worker"],
+            order["release"],
+            int(order["generation"]),
+            order["path"],
+            int(order["connections"]),
+            self.router,
+        )
+        await upstream.connect()
+        self._known[upstream.worker] = upstream
+        return upstream
+
+    def _forget(self) -> None:
+        """Close what is neither live nor standby, unless it is still draining."""
+        for worker, upstream in list(self._known.items()):
+            if upstream not in (self.router.live, self.router.standby):
+                upstream.close()
+                del self._known[worker]
+
+    # --- reports ------------------------------------------------------------------------------------------------------
+
+    def _report(self, what: dict[str, Any]) -> None:
+        if "lost" in what:
+            self._send({"lost": {"worker": what["lost"].worker, "reason": what["reason"]}})
+        elif what["at_once"]:
+            self._counters()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(REPORT_EVERY_S, self._counters)
+
+    def _counters(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        live = self.router.live
+        if live:
+            self._send({"counters": {"worker": live.worker, "counters": live.counters}})
+
+    async def _stop(self, seconds: float) -> None:
+        """Accept no more; let what was begun end."""
+        self.stopping = True
+        self._server.close()
+        deadline = self.now() + seconds
+        while self._clients and self.now() < deadline:
+            for client in list(self._clients):
+                client.stop()
+            await asyncio.sleep(0.02)
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the process: descriptors of the control stream and of the listening socket."""
+    control, listener = (socket.socket(fileno=int(number)) for number in arguments)
+
+    async def run() -> None:
+        await Service(control, listener).run()
+
+    asyncio.run(run())
+    sys.stderr.flush()
+    os._exit(0)  # the host has gone, or wants it so: nothing here is worth waiting for

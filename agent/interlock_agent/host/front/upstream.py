@@ -1,0 +1,182 @@
+"""The front's connections to one worker.
+
+Rules of the file:
+- One request at a time a connection; `idle` holds those that wait. Queueing is the router's.
+- The end of a connection that the front did not close is the death of the worker: told once, with what was inside.
+- An answer is handed on whole, never in part: nothing of a worker that then dies has reached a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from interlock_agent.host.framing import ANSWER, MAX_ANSWER_BYTES, REQUEST
+
+if TYPE_CHECKING:
+    from interlock_agent.host.front.client import Client
+
+MAX_CONNECTIONS = 64  # to one worker; it says itself how many it serves
+
+
+@dataclass(eq=False)
+class Exchange:
+    """One request on its way: from the client's last byte to the answer's first."""
+
+    client: Client
+    op: int
+    version: bytes
+    header_length: int  # of the JSON part of the body, NO_HEADER when that is all of it
+    body: bytes | bytearray
+    arrived: float  # loop time
+    deaths: int = 0  # workers that died with it inside
+    avoid: Upstream | None = None  # gave a bad answer to it
+    sent: float = 0.0
+    cancelled: bool = False  # the client has gone
+
+
+class Listener(Protocol):
+    """Who is told about answers and deaths: the router."""
+
+    def answered(self, upstream: Upstream, exchange: Exchange, status: int, flags: int, header: int, body: Any) -> None:
+        """A whole answer is here; the connection is idle again."""
+
+    def died(self, upstream: Upstream, reason: str) -> None:
+        """The worker has gone; `upstream.inside` holds what it had."""
+
+
+@dataclass(eq=False)
+class Upstream:
+    """A worker as the front knows it."""
+
+    worker: str
+    release: str
+    generation: int
+    path: str
+    connections: int
+    listener: Listener
+    idle: list[Connection] = field(default_factory=list)
+    busy: dict[Exchange, Connection] = field(default_factory=dict)
+    dead: bool = False
+    closed: bool = False
+    head: bytes = b""  # the headers that name the release, ready to send
+    counters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.head = f"interlock-release: {self.release}\r\ninterlock-generation: {self.generation}\r\n".encode()
+        self.counters = {"requests": 0, "errors": 0, "non_finite": 0, "replayed": 0, "refused": 0, "last_errors": []}
+
+    async def connect(self) -> None:
+        """Open all connections. Raises OSError."""
+        for _ in range(min(self.connections, MAX_CONNECTIONS)):
+            await self._connect_one()
+
+    async def _connect_one(self) -> None:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_unix_connection(lambda: Connection(self), self.path)
+        if self.closed or self.dead:
+            connection.close()
+            return
+        self.idle.append(connection)
+
+    def send(self, exchange: Exchange, now: float) -> None:
+        """Give it to the worker. There is an idle connection."""
+        connection = self.idle.pop()
+        self.busy[exchange] = connection
+        exchange.sent = now
+        connection.send(exchange)
+
+    def take_back(self, exchange: Exchange) -> None:
+        """Do not wait for its answer any more; the worker may still compute it."""
+        connection = self.busy.pop(exchange, None)
+        if connection is None:
+            return
+        connection.close()
+        if not (self.closed or self.dead):
+            task = asyncio.get_running_loop().create_task(self._replace())
+            task.add_done_callback(lambda done: done.exception())
+
+    async def _replace(self) -> None:
+        try:
+            await self._connect_one()
+        except OSError as error:
+            self.lost(f"cannot connect: {error}")
+
+    def close(self) -> None:
+        """The worker is no longer needed."""
+        self.closed = True
+        for connection in [*self.idle, *self.busy.values()]:
+            connection.close()
+        self.idle.clear()
+        self.busy.clear()
+
+    def lost(self, reason: str) -> None:
+        """It has died, or hangs: tell the router, once."""
+        if self.closed or self.dead:
+            return
+        self.dead = True
+        for connection in [*self.idle, *self.busy.values()]:
+            connection.close()
+        self.idle.clear()
+        self.listener.died(self, reason)
+
+
+class Connection(asyncio.Protocol):
+    """One stream to a worker."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._exchange: Exchange | None = None
+        self._buffer = bytearray()
+        self._need = ANSWER.size
+        self._answer: tuple[int, int, int, int] | None = None
+        self._closing = False
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asyncio's."""
+        self._transport = transport  # type: ignore[assignment]  # asyncio gives a Transport to stream protocols
+
+    def send(self, exchange: Exchange) -> None:
+        """One request."""
+        self._exchange = exchange
+        size = len(exchange.body)
+        head = REQUEST.pack(exchange.op, len(exchange.version), exchange.header_length, size) + exchange.version
+        if size <= 16384:
+            self._transport.write(head + exchange.body)
+        else:
+            self._transport.write(head)
+            self._transport.write(exchange.body)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio's: collect one whole answer."""
+        buffer = self._buffer
+        buffer += data
+        if len(buffer) < self._need:
+            return
+        if self._answer is None:
+            self._answer = ANSWER.unpack_from(buffer)
+            self._need = ANSWER.size + self._answer[3]
+            if self._exchange is None or self._answer[3] > MAX_ANSWER_BYTES:
+                self._upstream.lost("it spoke nonsense")
+                return
+            if len(buffer) < self._need:
+                return
+        status, flags, header, _ = self._answer
+        exchange, upstream = self._exchange, self._upstream
+        self._buffer, self._need, self._answer, self._exchange = bytearray(), ANSWER.size, None, None
+        if exchange is None or upstream.busy.pop(exchange, None) is None:
+            return
+        upstream.idle.append(self)
+        upstream.listener.answered(upstream, exchange, status, flags, header, memoryview(buffer)[ANSWER.size :])
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Asyncio's."""
+        if not self._closing:
+            self._upstream.lost(f"connection lost: {error}" if error else "connection lost")
+
+    def close(self) -> None:
+        """Ours; not a death."""
+        self._closing = True
+        self._transport.abort()

@@ -1,0 +1,80 @@
+"""One unit while the host runs: its state, and what the rules need not know.
+
+Rules of the file:
+- Only the engine changes a seat. No I/O and no clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from interlock_agent.host.messages import Counters, Promoted
+from interlock_agent.host.states import Unit
+
+
+@dataclass
+class Seat:
+    """A unit's place in the host."""
+
+    unit: Unit
+    listen: str = ""
+    address: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    folders: dict[str, str] = field(default_factory=dict)  # of workers that orders have started
+    worker_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drained: Awaitable[Promoted] | None = None
+    promoted: tuple[str, Promoted] | None = None  # worker and the figures of its switch, to be told again
+    counters: dict[str, Any] = field(default_factory=dict)
+    trouble: str = ""  # what kept the confirmed release from starting
+
+    def release(self, worker: str) -> str:
+        """The release of a worker, "" when there is no such worker."""
+        known = self.unit.workers.get(worker)
+        return known.release.name if known else ""
+
+    def document(self) -> dict[str, Any]:
+        """What is durable."""
+        return {**self.unit.document(), "listen": self.listen, "address": self.address, "options": self.options}
+
+    def status(self, pid: Callable[[str], int], now: float) -> dict[str, Any]:
+        """`messages.UnitStatus`, with `crashes` and `trouble` (why the confirmed release does not start)."""
+        unit, trial = self.unit, self.unit.trial
+        live_slot = trial.slot if trial else unit.confirmed_slot if unit.live else ""
+        counters = {k: v for k, v in self.counters.items() if k != "worker"} or asdict(Counters())
+        return {
+            "unit": unit.name,
+            "address": self.address,
+            "generation": unit.generation,
+            "confirmed": unit.confirmed.name if unit.confirmed else "",
+            "confirmed_slot": unit.confirmed_slot,
+            "live": self.release(unit.live),
+            "live_slot": live_slot,
+            "live_worker": unit.live,
+            "standby": self.release(unit.standby),
+            "ready": bool(unit.live),
+            "trial": trial.generation if trial else 0,
+            "lease_left_s": max(0.0, trial.deadline - now) if trial else 0.0,
+            "outcome": unit.outcome.document() if unit.outcome else {},
+            "counters": counters,
+            "workers": [
+                {
+                    "worker": worker.id,
+                    "pid": pid(worker.id),
+                    "role": "live"
+                    if worker.id == unit.live
+                    else "standby"
+                    if worker.id == unit.standby
+                    else worker.role,
+                    "release": worker.release.name,
+                    "generation": worker.generation,
+                }
+                for worker in unit.workers.values()
+            ],
+            "crashes": unit.crashes,
+            "trouble": self.trouble,
+        }

@@ -1,0 +1,1 @@
+"""One process a loaded model: it opens, measures and answers. Standard library, numpy and its runtime only."""

@@ -1,0 +1,123 @@
+"""`python -m interlock_agent.host.worker CONTROL PARENT`: one process, one loaded model. Started by the host.
+
+Rules of the file:
+- First the ties and limits, then the seal, then numpy and the runtime: nothing is parsed that was not verified.
+- The host speaks first (`load`), then asks (`probe`, `evaluate`), one thing at a time; requests of applications come
+  in by the worker's own socket meanwhile. The end of the control stream is the end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import socket
+import sys
+import time
+from typing import Any
+
+from interlock_agent.host.framing import die_with_parent, read_document, send_document
+from interlock_agent.host.worker.errors import LoadError
+from interlock_agent.host.worker.folder import Folder
+
+# Runtime in the seal -> the backend's module. A name that is not here is refused, never imported.
+BACKENDS = {"onnxruntime": "interlock_agent.host.worker.backends.onnxruntime"}
+
+
+def limit(options: dict[str, Any]) -> None:
+    """No core dumps (they hold live inputs), and no more memory than granted."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    granted = int(options.get("memory_limit_bytes") or 0)
+    if granted > 0:
+        resource.setrlimit(resource.RLIMIT_DATA, (granted, granted))
+
+
+class Worker:
+    """A loaded release. Raises LoadError when it cannot be."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        began = time.perf_counter()
+        options = order.get("options") or {}
+        self._folder = Folder(order["folder"])
+        self._folder.verify()
+        golden_folder = options.get("golden_folder")
+        self._golden_folder = Folder(golden_folder) if golden_folder else self._folder
+        if golden_folder and self._golden_folder.seal.get("golden"):
+            self._golden_folder.verify(self._golden_folder.seal["golden"]["file"])
+        seal = self._folder.seal
+        try:
+            serve, name, version = seal["serve"], str(seal["model"]), str(seal["version"])
+            module = BACKENDS.get(serve["runtime"])
+            if module is None:
+                raise LoadError("load_failed", f"no backend for runtime {serve['runtime']!r}")
+            path = self._folder.path(serve["file"])
+            allowed = frozenset(o["name"] for o in serve["outputs"] if o.get("non_finite") == "allowed")
+        except (KeyError, TypeError) as error:
+            raise LoadError("corrupt", f"the seal lacks {error}") from None
+        try:
+            backend = importlib.import_module(module)
+        except ImportError as error:
+            raise LoadError("load_failed", f"{sys.executable}: {error}") from None
+        self._session: Any = backend.Session(path, options)
+        from interlock_agent.host.worker import inference, serving
+
+        model = inference.Model(name, version, self._session, allowed)
+        serving.Serving(model, self._session.platform).listen(order["socket"])
+        self._golden: Any = None
+        self._load_s = time.perf_counter() - began
+
+    def loaded(self) -> dict[str, Any]:
+        """`messages.Loaded`, without what only the host knows."""
+        from interlock_agent.host.worker import golden
+
+        session = self._session
+        return {
+            "inputs": session.inputs,
+            "outputs": session.outputs,
+            "providers": session.providers,
+            "fell_back": session.fell_back,
+            "load_s": self._load_s,
+            "memory_bytes": golden.memory_bytes(),
+            "runtime": session.runtime,
+        }
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        """One question of the host."""
+        if self._golden is None:
+            from interlock_agent.host.worker import golden
+
+            self._golden = golden.Golden(self._golden_folder, self._session)
+        if "probe" in question:
+            found = self._golden.probe(int(question["probe"]["first"]), int(question["probe"]["runs"]))
+        else:
+            found = self._golden.evaluate()
+        return dict(found)
+
+
+def main() -> None:
+    """Until the host ends the stream."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    die_with_parent(int(sys.argv[2]))
+    worker: Worker | None = None
+    while True:
+        try:
+            question = read_document(control)
+        except (EOFError, OSError):
+            os._exit(0)
+        try:
+            if worker is None:
+                limit(question["load"].get("options") or {})
+                worker = Worker(question["load"])
+                answer = worker.loaded()
+            else:
+                answer = worker.answer(question)
+            send_document(control, {"ok": answer})
+        except LoadError as failure:
+            send_document(control, {"error": {"code": failure.code, "message": failure.message}})
+        except Exception as failure:  # noqa: BLE001 - told to the host, who decides
+            text = f"{type(failure).__name__}: {failure}"[:2000]
+            send_document(control, {"error": {"code": "load_failed", "message": text}})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""ONNX Runtime as a backend.
+
+Rules of the file:
+- A provider that was asked for and is not there is never replaced silently: fall-back to the CPU is switched off
+  where the first provider is another one, and what the session runs on is read back.
+- Threads are what the owner grants, and do not spin: several workers share the machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnxruntime as ort
+
+from interlock_agent.host.worker.errors import BadRequest, LoadError
+
+PLATFORM = "onnxruntime_onnx"
+CPU = "CPUExecutionProvider"
+_DTYPES = {
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(bool)": "BOOL",
+    "tensor(string)": "BYTES",
+}
+
+
+class Session:
+    """A loaded model. Raises LoadError when it cannot be opened as configured."""
+
+    runtime = f"onnxruntime {ort.__version__}"
+    platform = PLATFORM
+
+    def __init__(self, path: str, options: dict[str, Any]) -> None:
+        asked = [str(name) for name in options.get("providers") or [CPU]]
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = max(1, int(options.get("threads") or 1))
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        providers = asked
+        if asked[0] != CPU:
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            providers = [name for name in asked if name != CPU]  # both at once is an error to the runtime
+        missing = [name for name in providers if name not in ort.get_available_providers()]
+        if missing:
+            raise LoadError("load_failed", f"this runtime has no {', '.join(missing)}")
+        try:
+            self._session = ort.InferenceSession(path, settings, providers=providers)
+        except Exception as failure:  # noqa: BLE001 - the runtime's errors have no common class
+            raise LoadError("load_failed", f"onnxruntime: {failure}"[:2000]) from None
+        self.providers: list[str] = list(self._session.get_providers())
+        self.fell_back = self.providers[: len(providers)] != providers or (asked[0] != CPU and self._on_cpu())
+        self.inputs = [_described(node) for node in self._session.get_inputs()]
+        self.outputs = [_described(node) for node in self._session.get_outputs()]
+
+    def _on_cpu(self) -> bool:
+        """Whether nodes were placed on the CPU although another provider was asked for."""
+        look = getattr(self._session, "get_provider_graph_assignment_info", None)  # newer runtimes tell
+        if look is None:
+            return False  # with the fall-back switched off the session would not have been made
+        try:
+            return any(part.ep_name == CPU for part in look())
+        except Exception:  # noqa: BLE001 - it was not recorded; the switch above holds
+            return False
+
+    def run(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+        """The outputs named. Raises BadRequest when the runtime calls the input invalid."""
+        try:
+            found: list[Any] = self._session.run(names, feeds)
+        except Exception as failure:
+            if type(failure).__name__ == "InvalidArgument":
+                raise BadRequest(400, "invalid_argument", f"{failure}"[:500]) from None
+            raise
+        return found
+
+
+def _described(node: Any) -> dict[str, Any]:
+    dtype = _DTYPES.get(node.type)
+    if dtype is None:
+        raise LoadError("load_failed", f"{node.name}: {node.type} cannot be served")
+    shape = [size if isinstance(size, int) and size >= 0 else -1 for size in node.shape]
+    return {"name": node.name, "dtype": dtype, "shape": shape}

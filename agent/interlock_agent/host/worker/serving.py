@@ -1,0 +1,95 @@
+"""The worker's socket: a thread a connection, a request at a time a connection.
+
+Rules of the file:
+- Threads and blocking sockets: inference releases the interpreter lock, and one thread does a request from its first
+  byte to its last without handing it over.
+- A failing request is an answer, never the end of the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import traceback
+
+from interlock_agent.host.framing import (
+    ANSWER,
+    FLAG_NON_FINITE,
+    MAX_BODY_BYTES,
+    NO_HEADER,
+    OP_INFER,
+    OP_METADATA,
+    OP_READY,
+    REQUEST,
+    read_exactly,
+)
+from interlock_agent.host.worker import inference
+from interlock_agent.host.worker.errors import BadRequest
+from interlock_agent.host.worker.inference import Answer, Model
+
+BACKLOG = 128
+
+
+class Serving:
+    """Answers requests for one model."""
+
+    def __init__(self, model: Model, platform: str) -> None:
+        self._model = model
+        self._metadata = json.dumps(model.metadata(platform)).encode()
+        self._ready = json.dumps({"name": model.name, "ready": True}).encode()
+
+    def listen(self, path: str) -> None:
+        """Begin to serve on a Unix socket."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(BACKLOG)
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(EOFError, OSError):
+            while True:
+                op, length, header, size = REQUEST.unpack(read_exactly(connection, REQUEST.size))
+                if size > 4 * MAX_BODY_BYTES:  # the front has a limit of its own; this one only bounds nonsense
+                    return
+                version = read_exactly(connection, length)
+                body = read_exactly(connection, size)
+                answer = self.answer(op, bytes(version), header, body)
+                flags = FLAG_NON_FINITE if answer.non_finite else 0
+                total = sum(len(part) for part in answer.body)
+                head = ANSWER.pack(answer.status, flags, answer.header, total)
+                if total <= 16384:
+                    connection.sendall(b"".join((head, *answer.body)))
+                else:
+                    connection.sendall(head)
+                    for part in answer.body:
+                        connection.sendall(part)
+
+    def answer(self, op: int, version: bytes, header: int, body: bytearray) -> Answer:
+        """The answer to one request; never raises."""
+        try:
+            if version and version != self._model.version.encode():
+                name = version[:100].decode("utf-8", "replace")
+                message = f"version {name!r} is not served; {self._model.version} is"
+                raise BadRequest(404, "unknown_version", message)
+            if op == OP_INFER:
+                return inference.infer(self._model, body, header)
+            known = {OP_METADATA: self._metadata, OP_READY: self._ready}
+            return Answer(200, NO_HEADER, [known[op]])
+        except BadRequest as refused:
+            return inference.error(refused)
+        except Exception as failure:  # noqa: BLE001 - whatever the runtime throws, the client gets an answer
+            traceback.print_exc(file=sys.stderr)
+            text = f"{type(failure).__name__}: {failure}"[:500]
+            return inference.error(BadRequest(500, "inference_failed", text))

@@ -1,0 +1,1 @@
+"""Tests of the host, its fronts and its workers."""

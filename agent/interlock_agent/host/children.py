@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from interlock_agent.host.framing import LENGTH, MAX_DOCUMENT_BYTES, decode, encode
+from interlock_agent.host.wire import LENGTH, MAX_DOCUMENT_BYTES, decode, encode
 
 STDERR_LINES = 50  # kept of each child
 STDERR_LINE_BYTES = 64 * 1024

@@ -106,10 +106,8 @@ def _start_own(unit: Unit) -> Step:
     number = unit.started + 1
     worker = s.Worker(f"{unit.name}-own-{number}", "own", unit.confirmed.generation, unit.confirmed)
     workers = {**unit.workers, worker.id: worker}
-    return (
-        replace(unit, started=number, workers=workers, retry_at=0.0),
-        (s.StartWorker(worker.id, unit.confirmed_slot),),
-    )
+    unit = replace(unit, started=number, workers=workers, retry_at=0.0)
+    return unit, (s.StartWorker(worker.id, unit.confirmed_slot),)
 
 
 def _crashed(unit: Unit, now: float, healthy: bool) -> Step:
@@ -176,10 +174,8 @@ def load(unit: Unit, event: s.Load, now: float, at: float) -> Step:
     effects += [s.EndWorker(worker) for worker in old]
     worker = s.Worker(event.worker, event.role, event.generation, event.release)
     workers = {**_without(unit, *old), worker.id: worker}
-    return (
-        replace(unit, generation=event.generation, workers=workers),
-        (*effects, s.StartWorker(worker.id, "")),
-    )
+    unit = replace(unit, generation=event.generation, workers=workers)
+    return unit, (*effects, s.StartWorker(worker.id, ""))
 
 
 def promote(unit: Unit, event: s.Promote, now: float, at: float) -> Step:
@@ -356,11 +352,6 @@ def lapsed(unit: Unit, event: s.Lapsed, now: float, at: float) -> Step:
     return _end_trial(unit, "interrupted", "lease_lapsed", now, at, push=True)
 
 
-def nothing(unit: Unit, event: s.Event, now: float, at: float) -> Step:
-    """It means nothing here."""
-    return unit, ()
-
-
 def tick(unit: Unit, event: s.Tick, now: float, at: float) -> Step:
     """Start the confirmed release again when its time has come (lapsed leases are `first`'s)."""
     if unit.retry_at and now >= unit.retry_at and unit.phase in (Phase.STARTING, Phase.TRIAL):
@@ -382,8 +373,8 @@ _WITHOUT_TRIAL: dict[type[s.Event], Rule] = {
     s.Renew: no_lease,
     s.Confirm: confirm_again,
     s.Revert: revert_again,
-    s.Broke: nothing,
-    s.Lapsed: nothing,
+    s.Broke: lambda unit, *_: (unit, ()),  # no trial is left to break, or to lapse
+    s.Lapsed: lambda unit, *_: (unit, ()),
 }
 _IN_TRIAL: dict[type[s.Event], Rule] = {
     s.Promote: promote_in_trial,

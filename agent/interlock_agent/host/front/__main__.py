@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from interlock_agent.host.framing import die_with_parent
+from interlock_agent.host.lifeline import die_with_parent
 
 
 def start() -> None:

@@ -14,9 +14,9 @@ import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from interlock_agent.host.framing import NO_HEADER
 from interlock_agent.host.front.http import Malformed, Parser, Request
 from interlock_agent.host.front.upstream import Exchange
+from interlock_agent.host.wire import NO_HEADER
 
 if TYPE_CHECKING:
     from interlock_agent.host.front.service import Service

@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from interlock_agent.host.framing import FLAG_NON_FINITE, OP_INFER
 from interlock_agent.host.front.upstream import Exchange, Upstream
+from interlock_agent.host.wire import FLAG_NON_FINITE, OP_INFER
 
 MAX_WAITING = 1024  # requests without a worker; at some hundred bytes to megabytes each, a bound on memory too
 MAX_WAITING_BYTES = 256 * 1024 * 1024

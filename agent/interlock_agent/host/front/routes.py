@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from interlock_agent.host.framing import NO_HEADER, OP_INFER, OP_METADATA, OP_READY
 from interlock_agent.host.front.http import Request
+from interlock_agent.host.wire import NO_HEADER, OP_INFER, OP_METADATA, OP_READY
 
 MAX_VERSION_BYTES = 256
 

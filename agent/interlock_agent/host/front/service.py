@@ -16,12 +16,12 @@ import sys
 from typing import Any
 
 from interlock_agent import __version__
-from interlock_agent.host.framing import LENGTH, MAX_BODY_BYTES, MAX_DOCUMENT_BYTES, decode, encode
 from interlock_agent.host.front import routes
 from interlock_agent.host.front.client import Client
 from interlock_agent.host.front.http import Request
 from interlock_agent.host.front.router import ANSWER_S, NO_WORKER_S, Router
 from interlock_agent.host.front.upstream import Upstream
+from interlock_agent.host.wire import LENGTH, MAX_BODY_BYTES, MAX_DOCUMENT_BYTES, decode, encode
 
 REPORT_EVERY_S = 0.1
 SWEEP_EVERY_S = 0.5

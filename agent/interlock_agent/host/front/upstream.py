@@ -12,7 +12,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from interlock_agent.host.framing import ANSWER, MAX_ANSWER_BYTES, REQUEST
+from interlock_agent.host.wire import ANSWER, MAX_ANSWER_BYTES, REQUEST
 
 if TYPE_CHECKING:
     from interlock_agent.host.front.client import Client

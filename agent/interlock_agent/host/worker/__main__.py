@@ -16,7 +16,8 @@ import sys
 import time
 from typing import Any
 
-from interlock_agent.host.framing import die_with_parent, read_document, send_document
+from interlock_agent.host.lifeline import die_with_parent
+from interlock_agent.host.wire import read_document, send_document
 from interlock_agent.host.worker.errors import LoadError
 from interlock_agent.host.worker.folder import Folder
 

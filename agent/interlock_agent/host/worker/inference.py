@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from interlock_agent.host.framing import NO_HEADER
+from interlock_agent.host.wire import NO_HEADER
 from interlock_agent.host.worker import tensors
 from interlock_agent.host.worker.errors import BadRequest
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 
-from interlock_agent.host.framing import (
+from interlock_agent.host.wire import (
     ANSWER,
     FLAG_NON_FINITE,
     MAX_BODY_BYTES,

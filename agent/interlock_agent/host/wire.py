@@ -7,15 +7,11 @@ Rules of the file:
   parse them. As many connections as the worker has threads; the front queues the rest.
 - Host <-> front and host <-> worker, over a socket pair that the child inherits: JSON frames, 4-byte length and a
   UTF-8 object, as on the control socket. The end of that stream is the end of the child.
-- A child ties its life to the host's first thing, before anything is opened (`die_with_parent`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
 import socket
 import struct
 from typing import Any
@@ -37,16 +33,6 @@ MAX_ANSWER_BYTES = 256 * 1024 * 1024
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024  # raw samples of a long gate are the largest thing that passes
 LENGTH = struct.Struct(">I")
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends; end now if it has ended already. `parent`: its pid."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 def encode(document: dict[str, Any]) -> bytes:

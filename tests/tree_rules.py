@@ -138,7 +138,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tuf": ("interlock_agent/fetcher/*", "interlock_server/adapters/tuf_repository.py", "interlock_server/publisher/*"),
     "typer": ("*/cli.py", "*/cli/*"),
     "urllib3": ("interlock_agent/fetcher/*",),
-    "zstandard": ("interlock_agent/fetcher/*", "interlock_server/publisher/*"),
+    "zstandard": ("interlock_server/adapters/blobs.py", "interlock_agent/fetcher/*", "interlock_server/publisher/*"),
 }
 OWNED_STDLIB = frozenset({"sqlite3"})
 

@@ -1,0 +1,1 @@
+"""The thin half: one file for each thing outside the process."""

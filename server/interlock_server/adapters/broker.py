@@ -1,0 +1,112 @@
+"""The server's side of the link: one MQTT connection (aiomqtt), made again whenever it is lost.
+
+Reconnects wait with exponential backoff and full jitter, so that the servers and devices of a broker that comes back do
+not arrive together. Messages out of a lost connection are lost: the engine sends again what matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+import aiomqtt
+
+from interlock_shared import topics
+from interlock_shared.errors import Invalid, Unreachable
+from interlock_shared.limits import BACKOFF_CAP_S, BACKOFF_FIRST_S
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_S = 30
+PUBLISH_S = 20.0  # an unanswered publish: the connection is dead though the socket does not know it yet
+
+
+@dataclass(frozen=True)
+class Address:
+    """A broker's `mqtt://[user:password@]host[:port]`."""
+
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = None
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Raises Invalid."""
+        parts = urlsplit(url)
+        try:
+            port = parts.port or 1883
+        except ValueError:
+            port = 0
+        if parts.scheme != "mqtt" or not parts.hostname or not port or parts.path.strip("/"):
+            raise Invalid(f"broker: {url!r} is not mqtt://[user:password@]host[:port]", field="broker")
+        name = None if parts.username is None else unquote(parts.username)
+        word = None if parts.password is None else unquote(parts.password)
+        return cls(parts.hostname, port, name, word)
+
+    @property
+    def public(self) -> str:
+        """The URL without credentials."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"mqtt://{host}:{self.port}"
+
+
+class Broker:
+    """The Link of ports.py. `run` until cancelled."""
+
+    def __init__(self, address: Address, identifier: str, sleep: Callable[[float], Awaitable[None]]) -> None:
+        self._address, self._identifier, self._sleep = address, identifier, sleep
+        self._client: aiomqtt.Client | None = None
+        self.ready = asyncio.Event()
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        """Send, QoS 1; returns when the broker has it. Raises Unreachable."""
+        client = self._client
+        if client is None:
+            raise Unreachable("the broker is not connected")
+        try:
+            await client.publish(topic, payload, qos=1, retain=retain, timeout=PUBLISH_S)
+        except (aiomqtt.MqttError, ValueError) as bad:
+            raise Unreachable(f"the broker did not take a message: {bad}") from None
+
+    async def run(self, received: Callable[[str, bytes], None], connected: Callable[[], None]) -> None:
+        """Connect, listen, and again."""
+        attempt = 0
+        while True:
+            try:
+                async with self._connection() as client:
+                    for kind in topics.DEVICE_MAY_PUBLISH:
+                        await client.subscribe(topics.any_device(kind), qos=1)
+                    self._client, attempt = client, 0
+                    log.info("connected to the broker at %s", self._address.public)
+                    connected()
+                    self.ready.set()
+                    async for message in client.messages:
+                        if isinstance(message.payload, bytes):
+                            received(str(message.topic), message.payload)
+            except aiomqtt.MqttError as lost:
+                log.warning("the broker at %s: %s", self._address.public, lost)
+            finally:
+                self._client = None
+                self.ready.clear()
+            wait = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_FIRST_S * 2**attempt))
+            attempt = min(attempt + 1, 10)
+            await self._sleep(wait)
+
+    def _connection(self) -> aiomqtt.Client:
+        return aiomqtt.Client(
+            self._address.host,
+            self._address.port,
+            username=self._address.username,
+            password=self._address.password,
+            identifier=self._identifier,
+            keepalive=KEEPALIVE_S,
+            clean_session=True,
+            protocol=aiomqtt.ProtocolVersion.V311,
+            max_queued_incoming_messages=10_000,
+            logger=logging.getLogger("interlock_server.mqtt"),
+        )

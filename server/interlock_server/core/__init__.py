@@ -1,0 +1,1 @@
+"""The pure half: no await, no open, no clock."""

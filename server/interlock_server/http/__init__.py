@@ -1,0 +1,1 @@
+"""The API: one table of routes, one file a resource."""

@@ -101,8 +101,8 @@ def culprit(frame: FrameType | None) -> FrameType | None:
     while frame is not None:
         code = frame.f_code
         file = code.co_filename
-        if file.startswith("<frozen importlib") or file.endswith("/asyncio/subprocess.py"):
-            return None  # an import, or asyncio's own way of starting a process
+        if file.startswith("<frozen importlib") or file.endswith(("/asyncio/subprocess.py", "/linecache.py")):
+            return None  # an import, asyncio's own way of starting a process, or a traceback that quotes its sources
         if any(file.endswith(row.file) and row.function in {"*", code.co_name} for row in ALLOWED):
             return None
         if file.endswith("/asyncio/events.py") and code.co_name == "_run":

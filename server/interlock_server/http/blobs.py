@@ -14,6 +14,7 @@ from interlock_shared.errors import Invalid
 from interlock_shared.limits import MIB, SEGMENT_MAX_BYTES
 
 CACHE = "public, immutable, max-age=31536000"  # a digest names one content for ever
+ETAG: web.ResponseKey[str] = web.ResponseKey("etag", str)
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -75,11 +76,11 @@ async def get(request: web.Request) -> web.StreamResponse:
     if any(tag.value in {sha256, "*"} for tag in request.if_none_match or ()):
         return web.Response(status=304, headers=headers)
     response = web.FileResponse(path, headers=headers)
-    response["etag"] = headers["ETag"]  # aiohttp makes one of time and size: `keep_etag` puts ours back
+    response[ETAG] = headers["ETag"]  # aiohttp makes one of time and size: `keep_etag` puts ours back
     return response
 
 
 async def keep_etag(_: web.Request, response: web.StreamResponse) -> None:
     """Signal before the headers leave: the entity tag is the digest."""
-    if "etag" in response:
-        response.headers["ETag"] = response["etag"]
+    if ETAG in response:
+        response.headers["ETag"] = response[ETAG]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
@@ -21,7 +21,7 @@ from interlock_shared.errors import Invalid
 
 M = TypeVar("M", bound=BaseModel)
 LIMIT_MAX = 1000  # rows in one answer
-ACTOR = "actor"
+ACTOR: web.RequestKey[Actor] = web.RequestKey("actor", Actor)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def services(request: web.Request) -> Services:
 
 def actor(request: web.Request) -> Actor:
     """Who asks; the middleware has seen to it that somebody does."""
-    return cast("Actor", request[ACTOR])
+    return request[ACTOR]
 
 
 async def body(request: web.Request, kind: type[M], limit: int) -> M:

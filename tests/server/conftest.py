@@ -1,0 +1,16 @@
+"""A running server for each test that asks for `fleet`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.fleet_fixture import Fleet, running
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
+    async with running(tmp_path / "server") as one:
+        yield one

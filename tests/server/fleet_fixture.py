@@ -1,0 +1,325 @@
+"""A fleet for tests: offline keys with their metadata, releases, a server on free ports, devices that speak MQTT."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import aiomqtt
+from securesystemslib.signer import CryptoSigner, SSlibKey
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
+
+from interlock_server.__main__ import serve
+from interlock_server.config import Settings
+from interlock_shared import canonical, manifest, topics, trust
+from interlock_shared.documents import Desired
+
+EXPIRES = datetime.now(UTC).replace(microsecond=0) + timedelta(days=365)
+MODEL = "detector"
+Json = dict[str, Any]
+
+
+def the_manifest(version: str = "1.0.0", content: bytes = b"weights", model: str = MODEL) -> manifest.Manifest:
+    """A small manifest: one file of one segment."""
+    digest = canonical.sha256(content)
+    tensor = {"name": "x", "dtype": "FP32", "shape": [-1, 4]}
+    return manifest.from_document(
+        {
+            "schema": manifest.SCHEMA,
+            "model": model,
+            "version": version,
+            "signature": {"inputs": [tensor], "outputs": [{**tensor, "name": "y"}]},
+            "variants": [{"name": "fp32", "file": "model.onnx", "reference": True}],
+            "files": [
+                {
+                    "name": "model.onnx",
+                    "size": len(content),
+                    "sha256": digest,
+                    "segments": [{"sha256": digest, "size": len(content)}],
+                }
+            ],
+        }
+    )
+
+
+@dataclass
+class Offline:
+    """The keys that are not the server's, and the newest metadata signed with them."""
+
+    root_key: CryptoSigner = field(default_factory=CryptoSigner.generate_ed25519)
+    targets_key: CryptoSigner = field(default_factory=CryptoSigner.generate_ed25519)
+    release_key: CryptoSigner = field(default_factory=CryptoSigner.generate_ed25519)
+    targets_version: int = 1
+    release: Targets = field(default_factory=lambda: Targets(version=1, expires=EXPIRES))
+
+    def root(self, online: Json, version: int = 1) -> Json:
+        """Root metadata that names the server's keys."""
+        root = Root(version=version, expires=EXPIRES, consistent_snapshot=True)
+        root.add_key(self.root_key.public_key, "root")
+        root.add_key(self.targets_key.public_key, "targets")
+        for role in ("snapshot", "timestamp"):
+            root.add_key(SSlibKey.from_dict(online[role]["keyid"], dict(online[role]["key"])), role)
+        return sign(root, self.root_key)
+
+    def targets(self, director: Json, models: tuple[str, ...] = (MODEL,), version: int = 1) -> Json:
+        """Targets metadata: director.json, and one role a model."""
+        data = canonical.encode(director)
+        key = self.release_key.public_key
+        roles = {
+            topics.release_role(model): DelegatedRole(
+                topics.release_role(model), [key.keyid], 1, True, paths=[f"{model}/*/manifest.json"]
+            )
+            for model in models
+        }
+        return sign(
+            Targets(
+                version=version,
+                expires=EXPIRES,
+                targets={topics.DIRECTOR_TARGET: TargetFile.from_data(topics.DIRECTOR_TARGET, data, ["sha256"])},
+                delegations=Delegations({key.keyid: key}, roles),
+            ),
+            self.targets_key,
+        )
+
+    def trust(self, online: Json) -> Json:
+        """The first upload."""
+        director = {
+            "schema": "interlock.director/1",
+            "epoch": online["director_epoch"],
+            "keys": {online["director"]["keyid"]: online["director"]["key"]},
+        }
+        return {
+            "root": self.root(online),
+            "targets": self.targets(director),
+            "delegated": {topics.release_role(MODEL): sign(self.release, self.release_key)},
+            "director": director,
+        }
+
+    def next_release(self, what: manifest.Manifest, key: CryptoSigner | None = None, version: int = 0) -> Json:
+        """The body of a publish; `published` takes it over as the newest."""
+        following = Targets.from_dict(json.loads(json.dumps(self.release.to_dict())))
+        following.version = version or self.release.version + 1
+        name, data = topics.target_name(what.model, what.version), manifest.to_bytes(what)
+        following.targets[name] = TargetFile.from_data(name, data, ["sha256"])
+        return release_body(what, sign(following, key or self.release_key))
+
+    def published(self, body: Json) -> None:
+        """The server has taken this."""
+        self.release = Targets.from_dict(json.loads(json.dumps(body["metadata"]["signed"])))
+
+
+def sign(signed: Any, *keys: CryptoSigner) -> Json:
+    """TUF metadata as a JSON object."""
+    metadata: Metadata[Any] = Metadata(signed)
+    for key in keys:
+        metadata.sign(key, append=True)
+    return dict(metadata.to_dict())
+
+
+def release_body(what: manifest.Manifest, metadata: Json) -> Json:
+    """The body of `POST /v1/releases`."""
+    return {"manifest": base64.b64encode(manifest.to_bytes(what)).decode(), "metadata": metadata}
+
+
+@dataclass
+class Client:
+    """Asks the API."""
+
+    session: aiohttp.ClientSession
+    url: str
+    token: str | None
+
+    async def ask(self, method: str, path: str, body: Any = None, **more: Any) -> tuple[int, Any]:
+        """(status, JSON document)."""
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        headers.update(more.pop("headers", {}))
+        if body is not None:
+            more["json"] = body
+        async with self.session.request(method, self.url + path, headers=headers, **more) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def get(self, path: str, **more: Any) -> Any:
+        """The document of a good answer."""
+        status, document = await self.ask("GET", path, **more)
+        assert status == 200, document
+        return document
+
+    async def post(self, path: str, body: Any = None, **more: Any) -> Any:
+        """The document of a good answer."""
+        status, document = await self.ask("POST", path, body, **more)
+        assert status in {200, 201}, document
+        return document
+
+
+@dataclass
+class Device:
+    """What the agent will be: a key, a password, events with numbers."""
+
+    id: str
+    key: CryptoSigner
+    password: str
+    host: str
+    port: int
+    epoch: str = "epoch-0001"
+    number: int = 0
+
+    def event(self, kind: str, number: int | None = None, **more: Any) -> bytes:
+        """The next event, or the one of that number."""
+        if number is None:
+            self.number += 1
+            number = self.number
+        document = {
+            "schema": "interlock.event/1",
+            "device": self.id,
+            "epoch": self.epoch,
+            "number": number,
+            "at": "2025-01-01T00:00:00Z",
+            "kind": kind,
+            **more,
+        }
+        return canonical.encode(document)
+
+    def reported(self, number: int, **more: Any) -> bytes:
+        """A report."""
+        document = {
+            "schema": "interlock.reported/1",
+            "device": self.id,
+            "number": number,
+            "outbox_epoch": self.epoch,
+            "outbox_floor": 1,
+            "agent": "0.1.0",
+            "host": "0.1.0",
+            "desired": None,
+            "fingerprint": {},
+            "fingerprint_sha256": "0" * 64,
+            "units": {},
+            **more,
+        }
+        return canonical.encode(document)
+
+    def topic(self, kind: str) -> str:
+        """One of its topics."""
+        return topics.device_topic(kind, self.id)
+
+    def connection(self, **more: Any) -> aiomqtt.Client:
+        """A connection to the broker, not yet open."""
+        given = {"username": self.id, "password": self.password, "identifier": self.id, **more}
+        return aiomqtt.Client(self.host, self.port, protocol=aiomqtt.ProtocolVersion.V311, **given)
+
+    @asynccontextmanager
+    async def online(self, **more: Any) -> AsyncIterator[Online]:
+        """Connected, subscribed to its own topics."""
+        async with self.connection(**more) as client:
+            for kind in topics.DEVICE_MAY_SUBSCRIBE:
+                await client.subscribe(self.topic(kind), qos=1)
+            yield Online(self, client)
+
+
+@dataclass
+class Online:
+    """A connected device."""
+
+    device: Device
+    client: aiomqtt.Client
+    acks: list[tuple[str, int]] = field(default_factory=list)
+    desired: list[Json] = field(default_factory=list)
+
+    async def send(self, kind: str, payload: bytes) -> None:
+        """QoS 1, as the agent does."""
+        await self.client.publish(self.device.topic(kind), payload, qos=1, retain=kind in {"reported", "presence"})
+
+    async def until(self, ready: Callable[[Online], bool], seconds: float = 10.0) -> None:
+        """Listen until `ready` says so."""
+        async with asyncio.timeout(seconds):
+            while not ready(self):
+                message = await anext(aiter(self.client.messages))
+                document = json.loads(message.payload)
+                if str(message.topic).endswith("/ack"):
+                    self.acks.append((document["epoch"], document["upto"]))
+                else:
+                    self.desired.append(document)
+
+    async def acked(self, upto: int) -> None:
+        """Until everything up to this number is acknowledged."""
+        await self.until(lambda one: (one.device.epoch, upto) in one.acks)
+
+
+def opened(envelope: Json, online: Json, device: str, last: tuple[int, int] = (0, 0)) -> Desired | None:
+    """A desired document as a device accepts it."""
+    keys = trust.load_keys({online["director"]["keyid"]: online["director"]["key"]})
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return trust.open_desired(
+        canonical.encode(envelope), keys, device=device, last=last, epoch=online["director_epoch"], now=now
+    )
+
+
+@dataclass
+class Fleet:
+    """A running server, its admin, and the offline keys."""
+
+    folder: Path
+    admin: Client
+    broker: tuple[str, int]
+    offline: Offline
+    online: Json
+    token: str
+
+    async def put(self, content: bytes, form: str = "identity", size: int | None = None, **more: Any) -> tuple[int, Any]:
+        """Upload a segment."""
+        sha256 = more.pop("sha256", canonical.sha256(content))
+        headers = {"Interlock-Form": form, "Interlock-Size": str(len(content) if size is None else size)}
+        return await self.admin.ask("PUT", f"/v1/blobs/{sha256}", data=more.pop("data", content), headers=headers)
+
+    async def publish(self, version: str, content: bytes = b"weights") -> Json:
+        """Publish a release of MODEL."""
+        status, _ = await self.put(content)
+        assert status in {200, 201}
+        body = self.offline.next_release(the_manifest(version, content))
+        document: Json = await self.admin.post(topics.RELEASES, body)
+        self.offline.published(body)
+        return document
+
+    async def enrol(self, name: str, **labels: str) -> Device:
+        """A new device."""
+        invitation = await self.admin.post(topics.DEVICE_TOKENS, {"labels": labels, "device": name})
+        key = CryptoSigner.generate_ed25519()
+        public = {"keyid": key.public_key.keyid, "key": key.public_key.to_dict()}
+        body = {"token": invitation["token"], "key": public, "name": None, "agent": "0.1.0"}
+        identity = await self.admin.post(topics.ENROL, body)
+        host, _, port = identity["broker"].removeprefix("mqtt://").rpartition(":")
+        return Device(identity["device"], key, identity["broker_password"], host, int(port))
+
+    def client(self, token: str | None) -> Client:
+        """Somebody else's."""
+        return Client(self.admin.session, self.admin.url, token)
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, offline: Offline | None = None, token: str | None = None, ports: tuple[int, int] = (0, 0), **more: Any
+) -> AsyncIterator[Fleet]:
+    """A server on that folder; a new one gets its trust metadata."""
+    settings = Settings(folder, ("127.0.0.1", ports[0]), None, ("127.0.0.1", ports[1]), None, None)
+    async with serve(settings, **more) as server, aiohttp.ClientSession() as session:
+        admin = Client(session, server.url, server.token or token)
+        assert admin.token is not None
+        online = await admin.get(topics.ONLINE_KEYS)
+        host, _, port = server.broker.removeprefix("mqtt://").rpartition(":")
+        fleet = Fleet(folder, admin, (host, int(port)), offline or Offline(), online, admin.token)
+        if offline is None:
+            await admin.post(topics.TRUST, fleet.offline.trust(online))
+        yield fleet
+
+
+def digest(data: bytes) -> str:
+    """Hex SHA-256."""
+    return hashlib.sha256(data).hexdigest()

@@ -25,6 +25,7 @@ from interlock_agent.host.states import Effect
 
 log = logging.getLogger("interlock.host")
 
+LOOK_S = 1.0  # how often a lease is looked at: the loop's clock stands still in suspend
 RETRY_WRITE_S = 1.0  # how soon a record that the disk refused is tried again
 
 
@@ -50,7 +51,10 @@ class Engine:
         for name in await self._store.units():
             document = await self._read(name)
             if document and document.get("listen"):
-                await self._open(name, document["listen"], document.get("options") or {}, document)
+                try:
+                    await self._open(name, document["listen"], document.get("options") or {}, document)
+                except (OSError, ValueError) as failure:  # the others serve; the agent will configure this one
+                    log.error("unit=%s cannot listen: %s", name, failure)
 
     async def close(self) -> None:
         """Stop timers and loads; the adapters end the processes."""
@@ -75,11 +79,12 @@ class Engine:
 
     async def configure(self, name: str, listen: str, options: dict[str, Any]) -> str:
         """Make sure that a unit is there; its address."""
+        if not states.UNIT_NAME.fullmatch(name):
+            raise Refused("bad_request", f"{name!r} cannot be the name of a unit")
         async with self._configuring:
             seat = self.seats.get(name)
             if seat is None:
-                document = await self._read(name)
-                seat = await self._open(name, (document or {}).get("address") or listen, options, document)
+                seat = await self._open(name, listen, options, await self._read(name))
             if (seat.listen, seat.options) != (listen, options):
                 async with seat.lock:
                     seat.listen, seat.options = listen, options
@@ -92,8 +97,14 @@ class Engine:
         seals = [await self._store.seal(name, slot) for slot in states.SLOTS]
         floor = max((seal.generation for seal in seals if seal), default=0)
         unit, effects = core.resume(name, document, (confirmed, release), live, floor, self._clock.utc())
-        # A port of 0 was chosen once and stays; the wish is kept beside it.
-        address = await self._fronts.open(name, (document or {}).get("address") or listen)
+        # A port of 0 is chosen once and stays, as long as nobody else has taken it.
+        known = (document or {}).get("address") or ""
+        try:
+            address = await self._fronts.open(name, known if known and listen.endswith(":0") else listen)
+        except OSError:
+            if not known or not listen.endswith(":0"):
+                raise
+            address = await self._fronts.open(name, listen)
         seat = Seat(unit, listen, address, options)
         self.seats[name] = seat
         async with seat.lock:
@@ -108,7 +119,7 @@ class Engine:
         while True:
             seat.wake.clear()
             at = core.wake_at(seat.unit)
-            wait = None if at is None else max(0.0, at - self._clock.now())
+            wait = None if at is None else min(LOOK_S, max(0.0, at - self._clock.now()))
             if seat.unit.unrecorded or seat.unit.doubtful:
                 wait = min(wait if wait is not None else RETRY_WRITE_S, RETRY_WRITE_S)
             woken = asyncio.ensure_future(seat.wake.wait())
@@ -154,7 +165,14 @@ class Engine:
             raise Refused("io", str(failure))
         if seat.unit is not old:
             log.info(
-                "unit=%s generation=%d event=%s phase=%s", old.name, seat.unit.generation, event, seat.unit.phase.value
+                "unit=%s generation=%d event=%s phase=%s live=%s standby=%s worker=%s",
+                old.name,
+                seat.unit.generation,
+                type(event).__name__,
+                seat.unit.phase.value,
+                seat.unit.live or "-",
+                seat.unit.standby or "-",
+                getattr(event, "worker", "-"),
             )
         seat.wake.set()
         return answer
@@ -263,6 +281,7 @@ class Engine:
             return seat.promoted[1]
         drained = seat.drained
         figures = await asyncio.shield(asyncio.ensure_future(drained)) if drained else Promoted(0, 0, 0.0)
+        await self._fronts.settle(unit)
         if seat.unit.live != worker:
             raise Refused("worker_died", f"{worker} did not live to serve")
         seat.promoted = (worker, figures)

@@ -8,12 +8,14 @@ Rules of the file:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 SCHEMA = "interlock.host/1"
 SLOTS = ("a", "b")
+UNIT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")  # it becomes a file name and part of a path
 
 
 class Phase(str, Enum):

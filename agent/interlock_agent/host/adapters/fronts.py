@@ -101,6 +101,8 @@ class ProcessFronts:
                 await self._listen(front, child)
             finally:
                 child.kill()
+            front.child = None
+            front.up.clear()
             ended = await asyncio.shield(child.ended)
             for future in front.waiting.values():
                 if not future.done():
@@ -144,14 +146,14 @@ class ProcessFronts:
         """Switch; what is returned is awaited for the end of the former one's requests."""
         front = self._fronts[unit]
         front.order = {"live": self._document(live), "standby": self._document(standby)}
-        await front.up.wait()
+        if front.child is None:  # the next one begins with this order
+            return _nothing()
         switched, drained = self._ask(front, {"serve": {**front.order, "drain_s": drain_s}}, "switched", "drained")
         try:
             await asyncio.wait_for(asyncio.shield(switched), SWITCH_S)
         except asyncio.TimeoutError:
             log.error("unit=%s the front does not answer; it is replaced", unit)
-            if front.child:
-                front.child.kill()  # the next one gets the order
+            front.child.kill()  # the next one gets the order
 
         async def end() -> Promoted:
             figures = await asyncio.shield(drained)
@@ -168,6 +170,8 @@ class ProcessFronts:
     async def settle(self, unit: str) -> None:
         """Everything the front knew has been handed to the engine."""
         front = self._fronts[unit]
+        if front.child is None:
+            return
         (settled,) = self._ask(front, {"settle": True}, "settled")
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(settled, SETTLE_S)
@@ -186,10 +190,16 @@ class ProcessFronts:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         children = [front.child for front in self._fronts.values() if front.child]
         for child in children:
-            child.kill()
+            child.end()
         await asyncio.gather(*(asyncio.shield(child.ended) for child in children))
         for front in self._fronts.values():
             front.listener.close()
+
+
+def _nothing() -> asyncio.Future[Promoted]:
+    done: asyncio.Future[Promoted] = asyncio.get_running_loop().create_future()
+    done.set_result(Promoted(0, 0, 0.0))
+    return done
 
 
 def open_listener(listen: str) -> tuple[socket.socket, str]:

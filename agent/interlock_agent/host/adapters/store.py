@@ -11,16 +11,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from interlock_agent.host.states import SCHEMA, SLOTS, Release
+from interlock_agent.host.states import SCHEMA, SLOTS, UNIT_NAME, Release
 from interlock_shared import durable
 
-UNIT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 MAX_SEAL_BYTES = 16 * 1024 * 1024
 
 T = TypeVar("T")

@@ -47,6 +47,7 @@ class ProcessWorkers:
         self._asking: dict[str, asyncio.Lock] = {}
         self._watches: set[asyncio.Task[None]] = set()
         self._unwanted: set[str] = set()
+        self._why: dict[str, str] = {}  # it was killed
 
     def upstream(self, worker: str) -> tuple[str, int]:
         """Where the front finds it, and how many requests it takes at once."""
@@ -101,17 +102,21 @@ class ProcessWorkers:
         unwanted = unwanted or worker in self._unwanted
         await self._forget(worker, child)
         if not unwanted:
+            ended = self._why.pop(worker, ended)
             await self._died(worker, f"{ended}: {child.last_words()}" if child.lines else ended)
 
     async def _answer(self, worker: str, child: Child, timeout_s: float) -> dict[str, Any]:
         try:
             answer = await asyncio.wait_for(child.read(), timeout_s)
         except asyncio.TimeoutError:
+            self._why[worker] = f"worker_hung: no answer within {timeout_s:g} s"
             child.kill()
             raise WorkerError("worker_hung", f"no answer within {timeout_s:g} s; killed") from None
         except (EOFError, OSError):
             child.kill()
             ended = await asyncio.shield(child.ended)
+            if worker in self._unwanted:
+                raise WorkerError("unknown_worker", f"{worker} was superseded or retired meanwhile") from None
             raise WorkerError("worker_died", f"{ended}: {child.last_words()}") from None
         except ValueError as garbage:
             child.kill()
@@ -143,7 +148,7 @@ class ProcessWorkers:
         child = self._children.get(worker)
         if child:
             self._unwanted.add(worker)
-            child.kill()
+            child.end()
 
     def pid(self, worker: str) -> int:
         """Its process id, 0 when it has none."""
@@ -155,6 +160,6 @@ class ProcessWorkers:
         children = list(self._children.items())
         for worker, child in children:
             self._unwanted.add(worker)
-            child.kill()
+            child.end()
         await asyncio.gather(*(asyncio.shield(child.ended) for _, child in children))
         await asyncio.gather(*self._watches, return_exceptions=True)

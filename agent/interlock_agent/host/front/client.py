@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT_S = 15.0  # from a request's first byte to the end of its headers
 BODY_TIMEOUT_S = 30.0  # without a byte of a body that is awaited
 LINGER_S = 2.0  # an answer before the end of the request: the rest is read and dropped, so that it can be received
+READ_TIMEOUT_S = 60.0  # for a client to read an answer
 PIPELINED_BYTES = 256 * 1024  # read ahead while a request is being answered
 
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
@@ -37,6 +38,8 @@ class Client(asyncio.Protocol):
 
     __slots__ = (
         "_continued",
+        "_deadline",
+        "_deaf",
         "_eof",
         "_exchange",
         "_keep_alive",
@@ -47,7 +50,6 @@ class Client(asyncio.Protocol):
         "_request_old",
         "_service",
         "_transport",
-        "_wasting",
     )
 
     def __init__(self, service: Service) -> None:
@@ -61,7 +63,8 @@ class Client(asyncio.Protocol):
         self._eof = False
         self._paused_writing = self._paused_reading = False
         self._progress = 0.0  # loop time of the last byte
-        self._wasting = 0.0  # loop time since which input is dropped, 0: it is not
+        self._deaf = False  # what still comes is dropped
+        self._deadline = 0.0  # loop time at which the connection is cut, 0: it is not
 
     # --- asyncio's callbacks --------------------------------------------------------------------------------------
 
@@ -82,7 +85,7 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of requests."""
-        if self._wasting:
+        if self._deaf:
             return
         parser = self._parser
         if parser.idle or parser.in_body:
@@ -102,10 +105,12 @@ class Client(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read."""
         self._paused_writing = True
+        self._deadline = self._service.now() + READ_TIMEOUT_S
 
     def resume_writing(self) -> None:
         """It does again."""
         self._paused_writing = False
+        self._deadline = 0.0
         self._go_on()
 
     # --- requests -------------------------------------------------------------------------------------------------
@@ -113,7 +118,7 @@ class Client(asyncio.Protocol):
     def _go_on(self) -> None:
         """Take requests until one has to be waited for."""
         parser = self._parser
-        while self._exchange is None and not self._paused_writing and self._transport and not self._wasting:
+        while self._exchange is None and not self._paused_writing and self._transport and not self._deaf:
             try:
                 request = parser.next()
             except Malformed as malformed:
@@ -180,8 +185,9 @@ class Client(asyncio.Protocol):
             transport.write(start)
             transport.write(body)
         if not self._keep_alive:
+            self._deaf = True
+            self._deadline = self._service.now() + READ_TIMEOUT_S
             transport.close()
-            self._transport = None
 
     def _refuse(self, malformed: Malformed) -> None:
         """Answer, read what still comes for a moment (a reset would take the answer with it), close."""
@@ -192,7 +198,8 @@ class Client(asyncio.Protocol):
             return
         start = b"%b%bConnection: close\r\nContent-Length: %d\r\n\r\n" % (_STATUS[malformed.status], head, len(body))
         transport.write(start + body)
-        self._wasting = self._service.now()
+        self._deaf = True
+        self._deadline = self._service.now() + LINGER_S
         if transport.can_write_eof():
             transport.write_eof()
 
@@ -203,11 +210,10 @@ class Client(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if self._wasting:
-            if now - self._wasting > LINGER_S:
-                transport.abort()
+        if self._deadline and now > self._deadline:
+            transport.abort()
             return
-        if self._exchange is not None or self._paused_writing or self._parser.idle:
+        if self._deaf or self._exchange is not None or self._paused_writing or self._parser.idle:
             return
         limit = BODY_TIMEOUT_S if self._parser.in_body else HEAD_TIMEOUT_S
         if now - self._progress > limit:

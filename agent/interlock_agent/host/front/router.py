@@ -43,7 +43,7 @@ class Router:
         self._waiting_bytes = 0
         self._without_since = self._loop.time()  # when there was no live worker any more
         self._suspects: set[Exchange] = set()  # inside a worker, after another one died on them
-        self._draining: tuple[set[Exchange], asyncio.Future[None]] | None = None
+        self._draining: list[tuple[set[Exchange], asyncio.Future[None]]] = []
         self.refused = 0
 
     # --- requests -----------------------------------------------------------------------------------------------
@@ -155,8 +155,7 @@ class Router:
 
     def _left(self, exchange: Exchange) -> None:
         self._suspects.discard(exchange)
-        if self._draining:
-            inside, done = self._draining
+        for inside, done in self._draining:
             inside.discard(exchange)
             if not inside and not done.done():
                 done.set_result(None)
@@ -171,6 +170,7 @@ class Router:
         """A worker has gone: the standby takes over, what was inside is sent again."""
         inside = list(upstream.busy)
         upstream.busy.clear()
+        self._changed(upstream, at_once=True)  # the last figures of a trial come before its end
         if upstream is self.live:
             self.live, self.standby = self.standby, None
             if self.live is None:
@@ -247,9 +247,10 @@ class Router:
         if not inside:
             return True
         done: asyncio.Future[None] = self._loop.create_future()
-        self._draining = (inside, done)
+        entry = (inside, done)
+        self._draining.append(entry)
         try:
             await asyncio.wait({done}, timeout=seconds)
         finally:
-            self._draining = None
+            self._draining.remove(entry)
         return not inside

@@ -64,3 +64,42 @@ def classify(name: str) -> Member:
 def segment_name(sha256: str, form: str) -> str:
     """The member name of a segment."""
     return f"segment/{sha256}" + (".zst" if form == ZSTD else "")
+
+
+BLOCK = 512  # of a tar
+
+
+def parse_header(block: bytes) -> tuple[str, int] | None:
+    """(name, size) of a tar header; None for the end marker. Only plain files in POSIX ustar form have a place in a
+    bundle: links, sparse files, extended headers and folders are refused before any of their bytes is read.
+
+    Raises Invalid. Format: POSIX.1-1988, pax "ustar Interchange Format".
+    """
+    if len(block) != BLOCK:
+        raise Invalid("bundle: ends in the middle of a header", code="truncated", field="bundle")
+    if block == b"\0" * BLOCK:
+        return None
+    total = sum(block[:148]) + 8 * 0x20 + sum(block[156:])
+    if block[257:262] != b"ustar" or _octal(block[148:156]) != total:
+        raise Invalid("bundle: not a bundle (no tar header where one must be)", code="not_a_bundle", field="bundle")
+    if block[156:157] not in (b"0", b"\0"):
+        raise Invalid("bundle: holds something that is not a plain file", code="foreign_member", field="bundle")
+    if block[345:500].strip(b"\0"):
+        raise Invalid("bundle: a member's name is too long", code="foreign_member", field="bundle")
+    try:
+        name = block[:100].rstrip(b"\0").decode("ascii")
+    except UnicodeDecodeError:
+        raise Invalid("bundle: a member's name is not ASCII", code="foreign_member", field="bundle") from None
+    return name, _octal(block[124:136])
+
+
+def _octal(digits: bytes) -> int:
+    text = digits.strip(b" \0")
+    if not text or any(byte not in b"01234567" for byte in text):
+        raise Invalid("bundle: a number in a tar header is malformed", code="not_a_bundle", field="bundle")
+    return int(text, 8)
+
+
+def padding(size: int) -> int:
+    """Bytes after a member's content, up to the next block."""
+    return -size % BLOCK

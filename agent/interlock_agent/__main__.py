@@ -1,0 +1,208 @@
+"""Joins the parts of the agent; the only file that knows them all.
+
+`interlock-agent run` takes a short way that imports neither typer nor rich: they would stay in memory for ever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from interlock_agent import config as configuration
+from interlock_agent import logs
+from interlock_agent.adapters.broker import Broker
+from interlock_agent.adapters.clock import SystemClock
+from interlock_agent.adapters.control import ControlSocket
+from interlock_agent.adapters.fetch_client import FetcherProcess
+from interlock_agent.adapters.hardware import LocalHardware
+from interlock_agent.adapters.host_client import HostClient
+from interlock_agent.adapters.identity import Identity
+from interlock_agent.adapters.journal import SqliteJournal
+from interlock_agent.adapters.slots import SlotFolders
+from interlock_agent.adapters.systemd import notify
+from interlock_agent.config import Config
+from interlock_agent.core.times import rfc3339, seconds
+from interlock_agent.description import Describer
+from interlock_agent.engine import Engine
+from interlock_agent.link import Link
+from interlock_agent.local_api import LocalApi
+from interlock_agent.ports import Ports, Stored
+from interlock_shared import canonical
+from interlock_shared.errors import Conflict, InterlockError
+
+log = logging.getLogger("interlock.agent")
+
+FLOOR_EVERY_S = 3600.0  # how often the time floor follows the clock
+
+
+class Agent:
+    """One running agent."""
+
+    def __init__(self, config: Config, identity: Identity) -> None:
+        state, run = config.device.state_dir, config.device.run_dir
+        self.config, self.identity = config, identity
+        self.clock = SystemClock()
+        self.journal = SqliteJournal(state / "agent", identity.device)
+        self.host = HostClient(run / "host.sock")
+        self.slots = SlotFolders(state)
+        self.hardware = LocalHardware()
+        self.fetcher = FetcherProcess(state, identity.device, identity.facts, self.clock, Stored())
+        self.ports = Ports(self.clock, self.journal, self.host, self.slots, self.fetcher, self.hardware, identity)
+        self.engine = Engine(self.ports, config, identity.device)
+        self.describer = Describer(self.engine, self.ports, self.host, config)
+        self.control = ControlSocket(
+            run / "agent.sock", LocalApi(self.engine, self.ports, self.slots, self.describer.status).handle
+        )
+        self.broker: Broker | None = None
+        self.link: Link | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`."""
+        fingerprint = await self.hardware.fingerprint(self.config.defaults.worker_python)
+        self.engine.shared.fingerprint = fingerprint
+        self.engine.shared.fingerprint_sha256 = canonical.sha256(canonical.encode(fingerprint))
+        self.host.on_connect.append(self._host_connected)
+        self.host.listeners.append(self.describer.host_event)
+        self.host.start()
+        stored = await self.engine.load()
+        self.fetcher.stored = stored
+        floor = stored.meta.get("clock_floor")
+        if floor:
+            self.clock.raise_floor(seconds(str(floor)))
+        self._connect_link()
+        await self.engine.start()
+        if self.link is not None:
+            await self.link.resume()
+        await self._check_fingerprint()
+        await self.control.start()
+        self._spawn(self._keep_floor())
+        notify("READY=1")
+        log.info("ready: %s", self.identity.device)
+        waiting = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait([waiting, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        notify("STOPPING=1")
+        await self._end()
+        for task in done - {waiting}:
+            task.result()  # a part that ended by itself is a fault: tell it
+
+    def _spawn(self, work: Any) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+    def _connect_link(self) -> None:
+        facts = self.identity.facts
+        if not facts.get("broker"):
+            log.info("no server: this device is served by hand")
+            return
+        self.broker = Broker(
+            str(facts["broker"]),
+            self.identity.device,
+            str(facts.get("broker_password", "")),
+            self.clock,
+            keepalive_s=self.config.link.keepalive_s,
+            cap_s=self.config.link.backoff_cap_s,
+        )
+        self.link = Link(self.ports, self.engine, self.broker, self.describer.reported, self.config.link.poll_s)
+        self.broker.on_message = self.link.message
+        self.broker.on_connect = self.link.connected
+        self.describer.broker = self.broker
+        self.engine.on_change = self.link.changed
+        self.describer.on_serving = self.link.changed
+        self._spawn(self.broker.run())
+        self._spawn(self.link.run())
+
+    async def _host_connected(self) -> None:
+        """Make sure that the host knows every unit; learn the generations that it has seen."""
+        try:
+            for unit in sorted(set(self.config.units) | set(self.engine.stored.units)):
+                await self.engine.configure(unit)
+            await self.describer.look()
+        except InterlockError as error:
+            log.warning("host: %s", error.message)
+
+    async def _check_fingerprint(self) -> None:
+        for unit, record in list(self.engine.stored.units.items()):
+            if record.fingerprint and record.fingerprint != self.engine.shared.fingerprint_sha256:
+                await self.engine.changed_fingerprint(unit)
+
+    async def _keep_floor(self) -> None:
+        while True:
+            await self.clock.sleep(FLOOR_EVERY_S)
+            await self.journal.put_meta({"clock_floor": rfc3339(self.clock.now())})
+
+    async def _end(self) -> None:
+        await self.control.stop()
+        await self.engine.stop()
+        if self.broker is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.broker.goodbye(), 2.0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.host.stop()
+        await self.journal.close()
+
+
+def _only_one(state: Path) -> Callable[[], None]:
+    """Refuse a second agent on the same state. Raises Conflict."""
+    (state / "agent").mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(state / "agent" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise Conflict(f"another agent runs on {state}", code="already_running") from None
+    return lambda: os.close(descriptor)
+
+
+async def _serve(config: Config, identity: Identity) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await Agent(config, identity).run(stop)
+
+
+def run(path: Path | None) -> int:
+    """Run the agent until SIGTERM. Exit codes: 0 ended, 1 a fault, 2 configuration, 3 another agent runs."""
+    try:
+        config = configuration.load(path)
+        logs.set_up(config.log_format)
+        identity = Identity(config.device.state_dir)
+        unlock = _only_one(config.device.state_dir)
+    except InterlockError as error:
+        print(f"interlock-agent: {error.message}", file=sys.stderr)
+        return 3 if isinstance(error, Conflict) else 2
+    try:
+        asyncio.run(_serve(config, identity))
+    except InterlockError as error:
+        log.error("%s", error.message)
+        return 1
+    finally:
+        unlock()
+    return 0
+
+
+def main() -> int:
+    """Entry of the console script; the exit code."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["run"] and "--help" not in arguments:
+        parser = argparse.ArgumentParser("interlock-agent run", add_help=False)
+        parser.add_argument("--config", type=Path)
+        return run(parser.parse_args(arguments[1:]).config)
+    from interlock_agent import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

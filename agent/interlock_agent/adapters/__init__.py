@@ -1,0 +1,1 @@
+"""The thin half of the agent: one file for each thing outside the process."""

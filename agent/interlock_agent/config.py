@@ -1,0 +1,145 @@
+"""The device owner's configuration of the agent: one TOML file. (The host has a small one of its own.)
+
+Everything has a default but nothing is guessed silently: an unknown key is an error that names it. What runs
+commands stands here and only here; a bundle cannot bring any.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from interlock_agent.core.gate import OwnerLimits
+from interlock_shared.base import Name, describe
+from interlock_shared.errors import Invalid
+from interlock_shared.limits import DRAIN_MAX_S, LEASE_S, POLL_S
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # installed where Python is 3.10
+
+DEFAULT_PATH = Path("/etc/interlock/agent.toml")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Device(_Section):
+    """Folders of the device; the host's configuration names the same ones."""
+
+    state_dir: Path = Path("/var/lib/interlock")  # slots, journal, identity, trust: must survive a power cut
+    run_dir: Path = Path("/run/interlock")  # sockets
+
+
+class UnitGate(_Section):
+    """The owner's limits: the stricter of these and the manifest's wins."""
+
+    accuracy_min: float | None = Field(default=None, ge=0, le=1)
+    accuracy_drop_max: float | None = Field(default=None, ge=0, le=1)
+    latency_p95_ms: float | None = Field(default=None, gt=0)
+    latency_ratio_max: float | None = Field(default=None, gt=0)
+    memory_max_bytes: int | None = Field(default=None, gt=0)
+    allow_none: bool = False  # a manifest may switch its gates off
+    inconclusive_max: int = Field(default=3, ge=1)  # judgements without a result before a person decides
+    inconclusive_wait_s: float = Field(default=300.0, ge=0)
+
+    def limits(self) -> OwnerLimits:
+        """As the gate takes them."""
+        return OwnerLimits(
+            accuracy_min=self.accuracy_min,
+            accuracy_drop_max=self.accuracy_drop_max,
+            latency_p95_ms=self.latency_p95_ms,
+            latency_ratio_max=self.latency_ratio_max,
+            memory_max_bytes=self.memory_max_bytes,
+            allow_none=self.allow_none,
+        )
+
+
+class UnitTrial(_Section):
+    """The owner's minimum; the longer of these and the manifest's holds."""
+
+    min_seconds: float = Field(default=0.0, ge=0)
+    min_requests: int = Field(default=0, ge=0)
+    lease_s: float = Field(default=LEASE_S, gt=0)
+    drain_max_s: float = Field(default=DRAIN_MAX_S, ge=0)
+
+
+class Unit(_Section):
+    """One model on this device."""
+
+    listen: str | None = None  # "127.0.0.1:8500" or "unix:/path"; default: a Unix socket in run_dir
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)  # ONNX Runtime's names, in order; no silent fall-back
+    threads: int = Field(default=1, ge=1)  # of a worker
+    worker_python: str = sys.executable  # on Jetson the system's, where its ONNX Runtime lives
+    memory_limit_bytes: int = Field(default=0, ge=0)  # of a worker; 0: none
+    load_timeout_s: float = Field(default=120.0, gt=0)
+    gate: UnitGate = UnitGate()
+    trial: UnitTrial = UnitTrial()
+
+    def options(self) -> dict[str, Any]:
+        """What the host needs to start a worker."""
+        return {
+            "providers": list(self.providers),
+            "threads": self.threads,
+            "worker_python": self.worker_python,
+            "memory_limit_bytes": self.memory_limit_bytes,
+            "load_timeout_s": self.load_timeout_s,
+        }
+
+
+class Defaults(Unit):
+    """For models without a section of their own. `accept = "listed"` refuses those."""
+
+    accept: Literal["any", "listed"] = "any"
+
+
+class Link(_Section):
+    """How the agent talks with its server."""
+
+    poll_s: float = Field(default=POLL_S, gt=0)  # backstop of MQTT
+    keepalive_s: int = Field(default=30, ge=5)
+    backoff_cap_s: float = Field(default=60.0, gt=0)
+
+
+class Config(_Section):
+    """The whole file."""
+
+    device: Device = Device()
+    link: Link = Link()
+    defaults: Defaults = Defaults()
+    units: dict[Name, Unit] = Field(default_factory=dict)
+    log_format: Literal["text", "json"] = "text"
+
+    def unit(self, name: str) -> Unit:
+        """The unit's section, or the defaults. Raises KeyError when only listed models are accepted."""
+        if name in self.units:
+            return self.units[name]
+        if self.defaults.accept == "listed":
+            raise KeyError(name)
+        return self.defaults
+
+    def listen(self, name: str) -> str:
+        """Where applications find the model."""
+        return self.unit(name).listen or f"unix:{self.device.run_dir / name}.sock"
+
+
+def load(path: Path | None) -> Config:
+    """Read the file; without a path the default one where it exists, else all defaults. Raises Invalid."""
+    chosen = path or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    if chosen is None:
+        return Config()
+    try:
+        document = tomllib.loads(chosen.read_text())
+    except OSError as bad:
+        raise Invalid(f"{chosen}: {bad.strerror}", field="config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as bad:
+        raise Invalid(f"{chosen}: {bad}", field="config") from None
+    try:
+        return Config.model_validate(document)
+    except ValidationError as bad:
+        raise describe(bad, str(chosen)) from None

@@ -1,0 +1,119 @@
+"""What is remembered of a unit: plain, frozen values that go into the journal and come back equal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from interlock_agent.core.states import Phase
+
+ORIGINS = ("rollout", "sideload", "rollback")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A release that somebody wants here. `assignment` names the wish: the same wish repeated has the same one."""
+
+    version: str
+    manifest_sha256: str
+    assignment: str
+    rollout: str = ""
+    origin: str = "rollout"
+    spread_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A release in a slot."""
+
+    version: str
+    manifest_sha256: str
+    payload_sha256: str
+    slot: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt to switch a unit; its generation is in the record."""
+
+    wish: Wish
+    payload_sha256: str = ""
+    variant: str = ""
+    slot: str = ""  # where the spare is or will be
+    worker: str = ""  # the host's name for the candidate
+    fetch_failures: int = 0  # in a row; sets the backoff
+    judgements: int = 0  # inconclusive ones so far
+    until: float = 0.0  # seconds since the epoch; 0: not waiting, -1: waits for a person
+    failed_check: str = ""  # why it was rejected or reverted, as the quarantine needs it
+    permit: str = ""  # origin of a sideload: the archive's permit was accepted
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """A unit as the journal holds it. `done`: the wish that ended last, so that it is not tried again by repetition."""
+
+    unit: str
+    phase: str = Phase.IDLE.value
+    generation: int = 0
+    attempt: Attempt | None = None
+    confirmed: Installed | None = None
+    previous: Installed | None = None  # in the spare slot, confirmed here before; what a rollback goes to
+    done: str = ""  # assignment
+    reason: str = ""
+    fingerprint: str = ""  # under which the confirmed release was judged
+
+    def having(self, **changes: Any) -> UnitRecord:
+        """A copy with the attempt's fields changed."""
+        if self.attempt is None:
+            raise ValueError(f"{self.unit}: no attempt")
+        return replace(self, attempt=replace(self.attempt, **changes))
+
+
+def to_document(record: UnitRecord) -> dict[str, Any]:
+    """JSON-able form."""
+    return asdict(record)
+
+
+def _build(kind: Any, document: dict[str, Any]) -> Any:
+    names = {f.name for f in fields(kind)}
+    return kind(**{k: v for k, v in document.items() if k in names})
+
+
+def from_document(document: dict[str, Any]) -> UnitRecord:
+    """The record of a document; fields that this version does not know are dropped. Raises TypeError, ValueError."""
+    data = dict(document)
+    if data.get("attempt") is not None:
+        attempt = dict(data["attempt"])
+        attempt["wish"] = _build(Wish, attempt["wish"])
+        data["attempt"] = _build(Attempt, attempt)
+    for name in ("confirmed", "previous"):
+        if data.get(name) is not None:
+            data[name] = _build(Installed, data[name])
+    record = _build(UnitRecord, data)
+    assert isinstance(record, UnitRecord)
+    return record
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """What failed here and is not tried again until told to. `key` says for what it holds (see quarantine.py)."""
+
+    key: str
+    payload_sha256: str
+    reason: str
+    version: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Transition:
+    """All that changes durably in one step: written whole or not at all."""
+
+    record: UnitRecord
+    before: str
+    event: str
+    at: str
+    outbox: tuple[dict[str, Any], ...] = ()  # events without device, epoch and number: the journal adds them
+    spend: tuple[str, str] | None = None  # (budget, key)
+    quarantine: tuple[Quarantined, ...] = ()
+    detail: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,65 @@
+"""Which transitions the server hears of, and as which event. Derived from the table, never told before it is true."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from interlock_agent.core.records import UnitRecord
+from interlock_agent.core.states import Event, Phase
+from interlock_shared.limits import EVENT_NOTE_MAX
+
+ENTERED: dict[Phase, str] = {
+    Phase.ACCEPTED: "accepted",
+    Phase.STAGED: "staged",
+    Phase.TRIAL: "switched",
+    Phase.CONFIRMED: "confirmed",
+    Phase.REVERTED: "reverted",
+    Phase.INTERRUPTED: "interrupted",
+    Phase.FAILED: "failed",
+    Phase.REJECTED: "rejected",
+    Phase.WAITING: "waiting",
+    Phase.CANCELLED: "cancelled",
+    Phase.SUPERSEDED: "superseded",
+}
+
+
+class Told(Protocol):
+    """What happened, as far as a report needs it."""
+
+    @property
+    def event(self) -> Event: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def data(self) -> dict[str, Any]: ...
+
+
+def reports(before: UnitRecord, after: UnitRecord, happened: Told, at: str) -> tuple[dict[str, Any], ...]:
+    """Outbox entries of a transition: the verdict first, then the phase that was entered."""
+    phase = Phase(after.phase)
+    entries = []
+    if "envelope" in happened.data:
+        entries.append(_entry("verdict", after, happened, at, {"envelope": happened.data["envelope"]}))
+    kind = ENTERED.get(phase)
+    if kind and (before.phase != after.phase or before.generation != after.generation):
+        if phase is Phase.CONFIRMED and happened.event not in (Event.YES, Event.ALREADY):
+            kind = None  # back from judging the live release again: the verdict has told it
+        if kind == "confirmed" and after.attempt is not None and after.attempt.wish.origin == "rollback":
+            kind = "rolled_back"
+        if kind:
+            data = {key: value for key, value in happened.data.items() if key != "envelope"}
+            entries.append(_entry(kind, after, happened, at, data))
+    return tuple(entries)
+
+
+def _entry(kind: str, record: UnitRecord, happened: Told, at: str, data: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"kind": kind, "at": at, "unit": record.unit, "generation": record.generation}
+    entry["reason"] = happened.reason[:EVENT_NOTE_MAX]
+    entry["data"] = data
+    if record.attempt is not None:
+        wish = record.attempt.wish
+        entry["version"] = wish.version
+        entry["manifest_sha256"] = wish.manifest_sha256
+        entry["assignment"] = wish.assignment
+        entry["origin"] = wish.origin
+    return entry

@@ -1,0 +1,85 @@
+"""What is wanted against where a unit stands: the decision, and the records that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from interlock_agent.core.records import Attempt, Installed, UnitRecord, Wish
+from interlock_agent.core.states import BEFORE_SWITCH, RESTING, Event, Phase
+from interlock_shared.documents import Assignment
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An order for the engine."""
+
+    event: Event
+    wish: Wish | None = None
+
+
+def choose(record: UnitRecord, wanted: Assignment | None, spread_s: float) -> Choice | None:
+    """What to do now; None: nothing. A unit past its switch is left to finish; it is asked again when it rests."""
+    phase = Phase(record.phase)
+    attempt = record.attempt
+    in_flight = phase in BEFORE_SWITCH or phase is Phase.INTERRUPTED
+    if wanted is None:
+        if in_flight and attempt is not None and attempt.wish.origin == "rollout":
+            return Choice(Event.CANCEL)
+        return None
+    wish = Wish(
+        version=wanted.version,
+        manifest_sha256=wanted.manifest_sha256,
+        assignment=wanted.assignment,
+        rollout=wanted.rollout,
+        spread_s=spread_s,
+    )
+    if in_flight and attempt is not None:
+        if attempt.wish.assignment == wish.assignment or attempt.wish.origin != "rollout":
+            return None  # a file that a person put in is finished first
+        return Choice(Event.SUPERSEDE, wish)
+    if phase in RESTING and record.done != wish.assignment:
+        return Choice(Event.WISH, wish)
+    return None
+
+
+def from_seals(unit: str, seals: dict[str, dict[str, Any]], confirmed_slot: str) -> UnitRecord | None:
+    """The record of a unit that only its folders know: what `confirmed` points at is confirmed. None without one."""
+    seal = seals.get(confirmed_slot)
+    if seal is None:
+        return None
+    now = Installed(seal["version"], seal["manifest_sha256"], seal["payload_sha256"], confirmed_slot)
+    generation = max(int(one.get("generation", 0)) for one in seals.values())
+    return UnitRecord(unit, phase=Phase.CONFIRMED.value, generation=generation, confirmed=now, reason="rebuilt")
+
+
+def restoring(record: UnitRecord, generation: int) -> UnitRecord:
+    """The record of a rollback to the previous confirmed release: a new generation, from the spare slot."""
+    previous = record.previous
+    if previous is None:
+        raise ValueError(f"{record.unit}: nothing to go back to")
+    wish = Wish(
+        version=previous.version,
+        manifest_sha256=previous.manifest_sha256,
+        assignment=f"rollback-{generation}",
+        origin="rollback",
+    )
+    attempt = Attempt(wish, payload_sha256=previous.payload_sha256, slot=previous.slot)
+    return replace(record, attempt=attempt, generation=generation)
+
+
+def confirmed(record: UnitRecord, fingerprint_sha256: str) -> UnitRecord:
+    """The record after the host confirmed: what was confirmed before is the previous one, in the spare slot."""
+    attempt = record.attempt
+    if attempt is None:
+        return record
+    now = Installed(attempt.wish.version, attempt.wish.manifest_sha256, attempt.payload_sha256, attempt.slot)
+    before = record.confirmed if record.confirmed and record.confirmed.slot != now.slot else None
+    return replace(record, confirmed=now, previous=before, fingerprint=fingerprint_sha256)
+
+
+def budget_key(record: UnitRecord, budget: str) -> tuple[str, str] | None:
+    """(budget, key): attempts are counted for each unit, payload digest and assignment, across generations."""
+    if record.attempt is None:
+        return None
+    return budget, f"{record.unit}:{record.attempt.payload_sha256}:{record.attempt.wish.assignment}"

@@ -1,0 +1,148 @@
+"""What the agent says of itself: the reported document for the server, the status for people. The four facts (offered,
+installed, confirmed, running now) are taken from where each of them is true, and never from one another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from interlock_agent.config import Config
+from interlock_agent.core.records import UnitRecord
+from interlock_agent.core.times import rfc3339
+from interlock_agent.engine import Engine
+from interlock_agent.host import messages
+from interlock_agent.ports import Ports
+from interlock_shared import __version__
+from interlock_shared.documents import REPORTED_SCHEMA
+from interlock_shared.errors import Later, Refused
+
+
+class HostView(Protocol):
+    """What is to be known of the host beside its port."""
+
+    version: str
+    refusal: str
+
+
+class BrokerView(Protocol):
+    """What is to be known of the broker."""
+
+    trouble: str
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session is open."""
+
+
+def release_version(release: str) -> str | None:
+    """The version of a release as the host names it (`model/version`)."""
+    return release.rpartition("/")[2] or None
+
+
+class Describer:
+    """Keeps the host's last word about each unit."""
+
+    def __init__(self, engine: Engine, ports: Ports, host: HostView, config: Config) -> None:
+        self._engine, self._ports, self._host, self._config = engine, ports, host, config
+        self.broker: BrokerView | None = None
+        self.on_serving: Callable[[str], None] = lambda unit: None
+        self._units: dict[str, dict[str, Any]] = {}
+        self._looking: set[asyncio.Task[None]] = set()
+
+    def host_event(self, event: dict[str, Any]) -> None:
+        """Who answers has changed: look again, and report."""
+        if event.get("event") in ("serving", "outcome", "worker_died"):
+            task = asyncio.ensure_future(self.look(str(event.get("unit", ""))))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+
+    async def look(self, unit: str = "") -> None:
+        """Ask the host what it serves."""
+        try:
+            answer = await self._ports.host.request(messages.Status())
+        except (Later, Refused):
+            self._units = {}
+            return
+        self._units = {str(status["unit"]): status for status in answer["units"]}
+        for name, status in self._units.items():
+            self._engine.saw_generation(name, int(status.get("generation", 0)))
+        if unit:
+            self.on_serving(unit)
+
+    async def _unit(self, record: UnitRecord) -> dict[str, Any]:
+        host = self._units.get(record.unit, {})
+        installed: dict[str, str | None] = {}
+        for slot in ("a", "b"):
+            seal = await self._ports.slots.seal_of(record.unit, slot)
+            installed[slot] = str(seal["version"]) if seal else None
+        attempt = record.attempt
+        spare = "b" if host.get("confirmed_slot") == "a" else "a"
+        return {
+            "phase": record.phase,
+            "generation": record.generation,
+            "offered": attempt.wish.version if attempt else None,
+            "installed": installed,
+            "confirmed": release_version(str(host.get("confirmed", ""))) if host else _confirmed(record),
+            "running": release_version(str(host.get("live", ""))),
+            "address": host.get("address"),
+            "reason": record.reason,
+            "assignment": attempt.wish.assignment if attempt else None,
+            "manifest_sha256": attempt.wish.manifest_sha256 if attempt else None,
+            "fallback": installed[spare] if host.get("confirmed_slot") else None,
+        }
+
+    async def _units_now(self) -> dict[str, dict[str, Any]]:
+        names = sorted(set(self._engine.stored.units) | set(self._units))
+        return {name: await self._unit(self._engine.record(name)) for name in names}
+
+    async def reported(self, number: int) -> dict[str, Any]:
+        """The reported document."""
+        await self.look()
+        epoch, floor, _ = await self._ports.journal.outbox()
+        shared, meta = self._engine.shared, self._engine.stored.meta
+        return {
+            "schema": REPORTED_SCHEMA,
+            "device": self._engine.device,
+            "number": number,
+            "outbox_epoch": epoch,
+            "outbox_floor": floor,
+            "agent": __version__,
+            "host": self._host.version or None,
+            "desired": meta.get("desired_at"),
+            "fingerprint": shared.fingerprint,
+            "fingerprint_sha256": shared.fingerprint_sha256,
+            "units": await self._units_now(),
+            "clock_floor": meta.get("clock_floor"),
+            "notes": self._notes(),
+        }
+
+    def _notes(self) -> list[str]:
+        notes = list(self._engine.stored.notes)
+        if self._host.refusal:
+            notes.append(f"host: {self._host.refusal}")
+        floor = self._engine.stored.meta.get("clock_floor")
+        if floor and rfc3339(self._ports.clock.now()) < str(floor):
+            notes.append("the clock is behind")
+        return notes
+
+    async def status(self) -> dict[str, Any]:
+        """For people: the report, with what is under way and what is in quarantine."""
+        document = await self.reported(0)
+        epoch, floor, following = await self._ports.journal.outbox()
+        units: dict[str, Any] = document["units"]
+        for name, unit in units.items():
+            unit["progress"] = self._engine.shared.progress.get(name)
+            unit["host"] = self._units.get(name)
+        link = None if self.broker is None else {"connected": self.broker.connected, "trouble": self.broker.trouble}
+        document["link"] = link
+        document["outbox"] = {"epoch": epoch, "waiting": following - floor}
+        document["quarantine"] = [
+            {"payload_sha256": q.payload_sha256, "version": q.version, "reason": q.reason, "at": q.at}
+            for q in self._engine.stored.quarantine
+        ]
+        return document
+
+
+def _confirmed(record: UnitRecord) -> str | None:
+    return record.confirmed.version if record.confirmed else None

@@ -1,0 +1,272 @@
+"""Event -> row -> journal -> effect -> event. It owns no rule and no I/O.
+
+Rules of the file:
+- A phase changes in `_apply` alone, by a row of core.states, and only after the journal has it.
+- One runner a unit carries its effects out, one after the other; an order from outside (wish, cancel, rollback)
+  first ends the runner, then applies its row, then starts a new one.
+- An effect is a function of `steps`: it gets a Step and returns what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from interlock_agent.config import Config
+from interlock_agent.core import wishes
+from interlock_agent.core.records import Attempt, Transition, UnitRecord, Wish
+from interlock_agent.core.reports import reports
+from interlock_agent.core.states import RESTING, ROWS, Effect, Event, Phase, resume
+from interlock_agent.core.times import rfc3339
+from interlock_agent.host import messages
+from interlock_agent.ports import Ports, Source, Stored
+from interlock_agent.steps import EFFECTS, Happened, Shared, Step
+from interlock_shared.documents import Assignment
+from interlock_shared.errors import Busy, Later, Never, NotFound
+
+log = logging.getLogger("interlock.engine")
+
+
+class Engine:
+    """All units of the device. `on_change(unit)` is called after each transition (the link reports it)."""
+
+    def __init__(self, ports: Ports, config: Config, device: str) -> None:
+        self.ports = ports
+        self.config = config
+        self.device = device
+        self.stored = Stored()
+        self.shared = Shared(ports=ports, config=config, device=device, stored=self.stored)
+        self.on_change: Callable[[str], None] = lambda unit: None
+        self._runners: dict[str, asyncio.Task[None]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._floors: dict[str, int] = {}
+        self._changed = asyncio.Condition()
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def load(self) -> Stored:
+        """Read the journal. A unit with a confirmed slot and no record (a factory bundle, a journal that was lost) gets
+        one from its seal."""
+        self.stored = self.shared.stored = await self.ports.journal.load()
+        for unit in await self.ports.slots.units():
+            if unit not in self.stored.units:
+                record = wishes.from_seals(unit, await self._seals(unit), await self.ports.slots.confirmed_slot(unit))
+                if record is not None:
+                    at = rfc3339(self.ports.clock.now())
+                    lost = bool(self.stored.notes)
+                    told = ({"kind": "state_lost", "at": at, "unit": unit, "reason": "rebuilt"},) if lost else ()
+                    await self._commit(Transition(record, "", "rebuilt", at, outbox=told))
+        return self.stored
+
+    async def _seals(self, unit: str) -> dict[str, dict[str, Any]]:
+        found = {slot: await self.ports.slots.seal_of(unit, slot) for slot in ("a", "b")}
+        return {slot: seal for slot, seal in found.items() if seal is not None}
+
+    async def start(self) -> None:
+        """Resume every unit from its phase; `load` came before."""
+        for unit in sorted(self.stored.units):
+            record = self.stored.units[unit]
+            again = resume(record.phase)
+            if again.phase.value != record.phase:
+                at = rfc3339(self.ports.clock.now())
+                await self._commit(Transition(replace(record, phase=again.phase.value), record.phase, "resume", at))
+            log.info("resumed", extra={"unit": unit, "generation": record.generation, "phase": record.phase})
+            self._run(unit, again.effects)
+
+    async def stop(self) -> None:
+        """End every runner; the journal says where each unit stands."""
+        runners = list(self._runners.values())
+        for runner in runners:
+            runner.cancel()
+        await asyncio.gather(*runners, return_exceptions=True)
+        self._runners.clear()
+
+    def record(self, unit: str) -> UnitRecord:
+        """The unit's record; a fresh one when nothing was ever wanted there."""
+        return self.stored.units.get(unit) or UnitRecord(unit=unit)
+
+    async def wait(self, unit: str, done: Callable[[UnitRecord], bool]) -> UnitRecord:
+        """Wait until the record satisfies `done`."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: done(self.record(unit)))
+            return self.record(unit)
+
+    # --- orders from outside ------------------------------------------------------------------------------------
+
+    async def desire(self, wanted: dict[str, Assignment], spread_s: float) -> None:
+        """The server's newest wish for each unit, already believed and journaled."""
+        self.shared.desired = dict(wanted)
+        self.shared.spread_s = spread_s
+        for unit in sorted(set(wanted) | set(self.stored.units)):
+            await self.reconsider(unit)
+
+    async def reconsider(self, unit: str) -> None:
+        """Compare what is wanted with where the unit stands, and act by the answer."""
+        async with self._lock(unit):
+            record = self.record(unit)
+            choice = wishes.choose(record, self.shared.desired.get(unit), self.shared.spread_s)
+            if choice is None:
+                return
+            if choice.event is Event.SUPERSEDE:
+                await self._order(unit, Event.SUPERSEDE, reason="superseded")
+                await self._order(unit, Event.WISH, wish=choice.wish)
+            elif choice.event is Event.CANCEL:
+                await self._order(unit, Event.CANCEL, reason="no_longer_wanted")
+            else:
+                await self._order(unit, Event.WISH, wish=choice.wish)
+
+    async def sideload(self, unit: str, wish: Wish, source: Source) -> UnitRecord:
+        """Take up a release from a file whose manifest was read. Raises Busy when the unit is past its switch."""
+        async with self._lock(unit):
+            record = self.record(unit)
+            if (Phase(record.phase), Event.SUPERSEDE) in ROWS:
+                await self._order(unit, Event.SUPERSEDE, reason="superseded")
+            self.shared.sources[wish.assignment] = source
+            await self._order(unit, Event.WISH, wish=wish)
+            return self.record(unit)
+
+    async def rollback(self, unit: str) -> UnitRecord:
+        """Go back: out of a trial at once, else to the previous confirmed release. Raises NotFound, Busy."""
+        async with self._lock(unit):
+            record = self.record(unit)
+            if record.phase != Phase.TRIAL.value and record.previous is None:
+                raise NotFound(f"{unit}: no previous release is in the spare slot", code="no_previous")
+            await self._order(unit, Event.ROLLBACK, reason="rolled_back")
+            return self.record(unit)
+
+    async def changed_fingerprint(self, unit: str) -> None:
+        """The device is another one than the confirmed release was judged on."""
+        async with self._lock(unit):
+            if (Phase(self.record(unit).phase), Event.CHANGED) in ROWS:
+                await self._order(unit, Event.CHANGED, reason="fingerprint")
+
+    # --- the host -----------------------------------------------------------------------------------------------
+
+    def saw_generation(self, unit: str, generation: int) -> None:
+        """The host knows generations up to this one: ours go on above it, also after a lost journal."""
+        self._floors[unit] = max(self._floors.get(unit, 0), generation)
+
+    async def configure(self, unit: str) -> None:
+        """Make sure that the host has the unit's socket and front. Raises Unreachable, Refused."""
+        options = self.config.unit(unit).options()
+        await self.ports.host.request(messages.Configure(unit, self.config.listen(unit), options))
+
+    # --- the machine --------------------------------------------------------------------------------------------
+
+    def _lock(self, unit: str) -> asyncio.Lock:
+        return self._locks.setdefault(unit, asyncio.Lock())
+
+    async def _order(self, unit: str, event: Event, *, wish: Wish | None = None, reason: str = "") -> None:
+        record = self.record(unit)
+        if (Phase(record.phase), event) not in ROWS:
+            raise Busy(f"{unit}: {record.phase}: not now", code="busy", phase=record.phase)
+        await self._halt(unit)
+        record = self.record(unit)  # the runner may have got one step further while it ended
+        if (Phase(record.phase), event) not in ROWS:
+            raise Busy(f"{unit}: {record.phase}: not now", code="busy", phase=record.phase)
+        self._run(unit, await self._apply(unit, Happened(event, reason=reason), wish))
+
+    async def _halt(self, unit: str) -> None:
+        runner = self._runners.pop(unit, None)
+        if runner is not None and runner is not asyncio.current_task():
+            runner.cancel()
+            await asyncio.gather(runner, return_exceptions=True)
+
+    def _run(self, unit: str, effects: tuple[Effect, ...]) -> None:
+        if effects:
+            self._runners[unit] = asyncio.create_task(self._runner(unit, effects), name=f"unit {unit}")
+
+    async def _runner(self, unit: str, effects: tuple[Effect, ...]) -> None:
+        waiting = list(effects)
+        while waiting:
+            effect = waiting.pop(0)
+            if effect is Effect.SETTLE:
+                self.shared.settled(unit)
+                await self._settle(unit)
+                continue
+            happened = await self._carry_out(unit, effect)
+            if happened is None:
+                continue
+            phase = Phase(self.record(unit).phase)
+            if (phase, happened.event) not in ROWS:
+                log.warning("stale", extra={"unit": unit, "phase": phase.value, "event": happened.event.value})
+                continue
+            waiting = list(await self._whole(self._apply(unit, happened, None)))
+
+    async def _whole(self, transition: Coroutine[Any, Any, tuple[Effect, ...]]) -> tuple[Effect, ...]:
+        """A transition is carried out to its end even when its runner is ended: journal and memory stay equal."""
+        task = asyncio.ensure_future(transition)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+    async def _settle(self, unit: str) -> None:
+        # In a task of its own: it may start a runner for this unit, and this is the unit's runner.
+        self._runners.pop(unit, None)
+        task = asyncio.create_task(self.reconsider(unit), name=f"settle {unit}")
+        self._runners[f"{unit} settle"] = task
+        task.add_done_callback(lambda _: self._runners.pop(f"{unit} settle", None))
+
+    async def _carry_out(self, unit: str, effect: Effect) -> Happened | None:
+        step = Step(self.shared, self.record(unit), self.config.unit(unit))
+        try:
+            return await EFFECTS[effect](step)
+        except Never as error:
+            return Happened(Event.REFUSED, reason=error.code, data=error.document())
+        except Later as error:
+            return Happened(Event.LATER, reason=error.code, data=error.document())
+
+    async def _apply(self, unit: str, happened: Happened, wish: Wish | None) -> tuple[Effect, ...]:
+        before = self.record(unit)
+        row = ROWS[(Phase(before.phase), happened.event)]
+        after = self._next(before, happened, row.next, wish)
+        at = rfc3339(self.ports.clock.now())
+        await self._commit(
+            Transition(
+                record=after,
+                before=before.phase,
+                event=happened.event.value,
+                at=at,
+                outbox=reports(before, after, happened, at),
+                spend=wishes.budget_key(after, row.spends) if row.spends else None,
+                quarantine=self.shared.to_remember(before, after, happened, at) if row.remembers else (),
+                detail={key: value for key, value in happened.data.items() if key != "envelope"},
+            )
+        )
+        return row.effects
+
+    def _next(self, before: UnitRecord, happened: Happened, phase: Phase, wish: Wish | None) -> UnitRecord:
+        after = replace(before, phase=phase.value, reason=happened.reason)
+        following = max(before.generation, self._floors.get(before.unit, 0)) + 1
+        if wish is not None:
+            after = replace(after, attempt=Attempt(wish), generation=following)
+        elif happened.event is Event.ROLLBACK and phase is Phase.RESTORING:
+            after = wishes.restoring(after, following)
+        elif after.attempt is not None and phase is Phase.ACCEPTED:
+            after = replace(after, generation=following)  # tried again: a new generation
+        if happened.changes and after.attempt is not None:
+            after = after.having(**happened.changes)
+        if phase is Phase.CONFIRMED and happened.event is Event.YES:
+            after = wishes.confirmed(after, self.shared.fingerprint_sha256)
+        if phase in RESTING and after.attempt is not None:
+            after = replace(after, done=after.attempt.wish.assignment)
+        return after
+
+    async def _commit(self, transition: Transition) -> None:
+        await self.ports.journal.commit(transition)
+        after = transition.record
+        self.stored.units[after.unit] = after
+        if transition.spend:
+            key = ":".join(transition.spend)
+            self.stored.spent[key] = self.stored.spent.get(key, 0) + 1
+        self.stored.quarantine.extend(transition.quarantine)
+        facts = {"unit": after.unit, "generation": after.generation, "event": transition.event, "reason": after.reason}
+        log.info("%s -> %s", transition.before, after.phase, extra=facts)
+        async with self._changed:
+            self._changed.notify_all()
+        self.on_change(after.unit)

@@ -1,0 +1,236 @@
+"""Joins the parts: reads a job, carries it out, says how it went."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import queue
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from interlock_agent.fetcher import messages
+from interlock_agent.fetcher.archive import Archive
+from interlock_agent.fetcher.assemble import Assembly
+from interlock_agent.fetcher.http import Server
+from interlock_agent.fetcher.messages import Job
+from interlock_shared import canonical, topics, trust
+from interlock_shared import manifest as manifests
+from interlock_shared.errors import InterlockError, Never, NoSpace, Unreachable, Untrusted, to_wire
+from interlock_shared.limits import DOCUMENT_MAX_BYTES, MANIFEST_MAX_BYTES
+from interlock_shared.manifest import Manifest, SegmentRef
+from interlock_shared.seals import encode, seal
+
+
+def tell(**line: Any) -> None:
+    """One line to the agent."""
+    sys.stdout.write(json.dumps(line, separators=(",", ":")) + "\n")
+    sys.stdout.flush()
+
+
+class Input:
+    """Standard input, read by a thread of its own: its end is the end of this process."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[bytes] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin.buffer:
+            self._lines.put(line)
+        os._exit(3)  # the agent is gone, or no longer wants this
+
+    def line(self) -> bytes:
+        """The next line."""
+        return self._lines.get()
+
+
+def wait_for_go(said: Input, head: dict[str, Any]) -> None:
+    """Tell what the manifest says; go on only when the agent wants it."""
+    tell(head=head)
+    if said.line().strip().decode() != messages.GO:
+        sys.exit(3)
+
+
+def head_of(manifest: Manifest, digest: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """What the agent decides by."""
+    return {
+        "model": manifest.model,
+        "version": manifest.version,
+        "manifest_sha256": digest,
+        "payload_sha256": manifest.payload_sha256(),
+        "size": manifest.payload_size,
+        "manifest": manifest.model_dump(mode="json", by_alias=True),
+        "trust": facts,
+    }
+
+
+def embedded_root(job: Job) -> bytes:
+    """The root that came with the enrolment."""
+    try:
+        return (Path(job.state_dir) / "trust" / "root.json").read_bytes()
+    except OSError:
+        raise Untrusted("no root is embedded: the device was not enrolled", code="not_enrolled") from None
+
+
+def refresh(job: Job, server: Server) -> tuple[Any, dict[str, Any]]:
+    """Trusted metadata from the server, and the facts that the agent journals."""
+    from interlock_agent.fetcher.trust import Trust  # 0.4 s and 25 MiB: only where metadata is due
+
+    folder = Path(job.state_dir) / "trust" / "metadata"
+    chain = Trust(embedded_root(job), folder, server, job.now)
+    floors = chain.refresh(job.floors)
+    return chain, {"floors": floors, "director": chain.director(job.director_epoch)}
+
+
+def online(job: Job, said: Input) -> None:
+    """A release from the server."""
+    server = Server(job.server, job.username, job.password)
+    chain, facts = refresh(job, server)
+    facts["floors"] = chain.release(job.unit, job.version, job.manifest_sha256, facts["floors"])
+    path = topics.MANIFEST.replace("{model}", job.unit).replace("{version}", job.version)
+    raw = server.get(path, MANIFEST_MAX_BYTES)
+    if raw is None or canonical.sha256(raw) != job.manifest_sha256:
+        raise Untrusted(f"{job.unit} {job.version}: the manifest is not the signed one", code="manifest_mismatch")
+    manifest = manifests.parse(raw)
+    wait_for_go(said, head_of(manifest, job.manifest_sha256, facts))
+    assembly = assembly_of(job, manifest, raw, job.manifest_sha256)
+    download(job, assembly, assembly.missing())
+    finish(assembly, manifest, job.manifest_sha256)
+
+
+def download(job: Job, assembly: Assembly, wanted: list[SegmentRef]) -> None:
+    """All segments, over a few connections: while one hashes, another receives."""
+    waiting = iter(wanted)
+    lock = threading.Lock()
+    trouble: list[BaseException] = []
+
+    def work() -> None:
+        server = Server(job.server, job.username, job.password)
+        try:
+            while not trouble:
+                with lock:
+                    segment = next(waiting, None)
+                if segment is None:
+                    return
+                digest = hashlib.sha256()
+                content, form = server.segment(segment.sha256, segment.size, digest.update)
+                assembly.add(segment, content, form, digest.hexdigest() if form == "identity" else None)
+        except BaseException as error:  # noqa: BLE001  # told by the main thread, whatever it is
+            trouble.append(error)
+        finally:
+            server.close()
+
+    threads = [threading.Thread(target=work) for _ in range(max(1, min(job.threads, len(wanted))))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if trouble:
+        raise trouble[0]
+
+
+def sideload(job: Job, said: Input) -> None:
+    """A release from a file. Its metadata is judged in a store of its own: nothing in it lowers or extends what is
+    trusted online."""
+    from interlock_agent.fetcher.trust import Trust, revoked  # as in `refresh`
+
+    source = Archive(job.descriptor)
+    source.read_head()
+    digest = canonical.sha256(source.manifest)
+    manifest = manifests.parse(source.manifest)
+    with tempfile.TemporaryDirectory() as folder:
+        chain = Trust(embedded_root(job), Path(folder), source, job.now)
+        # Of the top roles root and targets must be as new as what is trusted online; the rest moves with every release.
+        below: dict[str, Any] = {role: job.floors[role] for role in ("root", "targets") if role in job.floors}
+        chain.refresh(below)
+        chain.release(manifest.model, manifest.version, digest, {})
+        director = chain.director(job.director_epoch)
+        role_version = chain.version(topics.release_role(manifest.model)) or 0
+    online_store = Path(job.state_dir) / "trust" / "metadata"
+    if revoked(online_store, manifest.model, manifest.version, digest, role_version):
+        raise Untrusted(f"{manifest.release}: its signer has taken it back", code="revoked")
+    trust.open_permit(
+        source.permit,
+        trust.load_keys(director["keys"]),
+        device=job.device,
+        model=manifest.model,
+        version=manifest.version,
+        manifest_sha256=digest,
+        now=job.now_text,
+    )
+    wait_for_go(said, head_of(manifest, digest, {}))
+    assembly = assembly_of(job, manifest, source.manifest, digest)
+    wanted = {segment.sha256: segment for segment in assembly.missing()}
+    known = manifest.segments()
+    for member, data in source.segments():
+        if member.name not in known:
+            raise Untrusted(f"bundle: segment {member.name[:12]}… is not in the manifest", code="foreign_member")
+        segment = wanted.pop(member.name, None)
+        if segment is not None:
+            assembly.add(segment, data, member.form)
+    if wanted:
+        raise Untrusted(f"bundle: {len(wanted)} segments are not in it", code="truncated")
+    source.drain()
+    finish(assembly, manifest, digest)
+
+
+def assembly_of(job: Job, manifest: Manifest, raw: bytes, digest: str) -> Assembly:
+    """The partial folder, opened."""
+    assembly = Assembly(Path(job.state_dir), manifest.model, manifest, raw, digest)
+    assembly.progress = lambda done, of: tell(progress=[done, of])
+    assembly.open()
+    return assembly
+
+
+def finish(assembly: Assembly, manifest: Manifest, digest: str) -> None:
+    """Complete, durable, sealed."""
+    folder = assembly.complete(encode(seal(manifest, digest, manifest.reference.name, 0)))
+    tell(done={"folder": str(folder), "fetched": assembly.fetched, "reused": assembly.reused})
+
+
+def poll(job: Job) -> None:
+    """The desired document over HTTP."""
+    server = Server(job.server, job.username, job.password)
+    data = server.get(topics.DEVICE_DESIRED.replace("{id}", job.device), DOCUMENT_MAX_BYTES)
+    document = json.loads(data) if data else {}
+    tell(done={"desired": document.get("desired")})
+
+
+def carry_out(job: Job, said: Input) -> None:
+    """The job by its kind."""
+    if job.kind == "online":
+        online(job, said)
+    elif job.kind == "archive":
+        sideload(job, said)
+    elif job.kind == "refresh":
+        tell(done=refresh(job, Server(job.server, job.username, job.password))[1])
+    elif job.kind == "poll":
+        poll(job)
+    else:
+        raise Never(f"no such job: {job.kind}", code="bad_job")
+
+
+def main() -> int:
+    """0: done; 1: an error was told."""
+    said = Input()
+    try:
+        os.nice(5)  # live inference comes first
+        carry_out(messages.decode(said.line()), said)
+    except InterlockError as error:
+        tell(error=to_wire(error))
+        return 1
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        wrapped = NoSpace(str(error)) if full else Unreachable(str(error), code="io")
+        tell(error=to_wire(wrapped))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""What passes between agent and fetcher: one job in, lines of JSON out.
+
+The agent writes a job (one line) to the child's standard input. The child answers on its standard output:
+
+    {"head": {...}}           what the manifest says, once it is believed; then it waits for the line `go`
+    {"progress": [done, of]}  bytes
+    {"done": {...}}           the end
+    {"error": {...}}          the end; errors.to_wire
+
+The end of standard input ends the child at once: it never outlives the agent. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+GO = "go"
+KINDS = ("online", "archive", "refresh", "poll")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fetch. `now`: the time floor, seconds since the epoch, and `now_text` the same as documents write it;
+    `floors`: highest trusted version of each role."""
+
+    kind: str
+    device: str
+    state_dir: str
+    now: float
+    now_text: str
+    floors: dict[str, Any] = field(default_factory=dict)
+    director_epoch: int = 0
+    server: str = ""
+    username: str = ""
+    password: str = ""
+    unit: str = ""
+    version: str = ""
+    manifest_sha256: str = ""
+    descriptor: int = -1
+    threads: int = 2
+
+
+def encode(job: Job) -> bytes:
+    """One line."""
+    return json.dumps(asdict(job)).encode() + b"\n"
+
+
+def decode(line: bytes) -> Job:
+    """The job of a line. Raises TypeError, ValueError."""
+    return Job(**json.loads(line))

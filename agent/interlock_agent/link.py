@@ -1,0 +1,204 @@
+"""The link to the server: what is wanted comes in, what happened goes out. The network is a doorbell.
+
+- A desired document is believed by shared.trust, journaled, and only then acted upon; a repetition is a no-op.
+- The outbox is sent in order, few at a time, and an entry is forgotten when the server has acknowledged it. After
+  each connection everything that is still held is sent again: duplicates are no-ops at the other end.
+- Where MQTT is silent, a slow jittered poll over HTTP asks for the desired document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from interlock_agent.core.retry import backoff
+from interlock_agent.core.times import rfc3339
+from interlock_agent.engine import Engine
+from interlock_agent.ports import Ports
+from interlock_shared import canonical, trust
+from interlock_shared.base import validate
+from interlock_shared.documents import Ack, Assignment, Desired
+from interlock_shared.errors import InterlockError, Later, Unreachable, Untrusted
+from interlock_shared.limits import DOCUMENT_MAX_BYTES, MQTT_INFLIGHT
+
+log = logging.getLogger("interlock.link")
+
+RESEND_S = 30.0  # an entry that was sent and not acknowledged is sent again
+REPORT_EVERY_S = 0.2  # changes within this time are one report
+
+
+class Broker(Protocol):
+    """The part of the MQTT connection that the link needs."""
+
+    async def publish(self, kind: str, payload: bytes, *, retain: bool = False) -> None:
+        """Raises Unreachable."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session is open."""
+
+
+class Link:
+    """Between engine and server. `describe(number)` gives the reported document."""
+
+    def __init__(
+        self, ports: Ports, engine: Engine, broker: Broker, describe: Callable[[int], Any], poll_s: float
+    ) -> None:
+        self._ports, self._engine, self._broker, self._describe = ports, engine, broker, describe
+        self._poll_s = poll_s
+        self._sent = 0
+        self._wake = asyncio.Event()
+        self._report_due = asyncio.Event()
+        self._refused: set[str] = set()  # each reason once, not once a message
+        self._incoming = asyncio.Lock()
+        self.refusals = 0
+
+    async def run(self) -> None:
+        """Pump, report and poll until cancelled."""
+        await asyncio.gather(self._pump(), self._report(), self._poll())
+
+    # --- in -----------------------------------------------------------------------------------------------------
+
+    async def connected(self) -> None:
+        """A new session: everything held is sent again, and the state is reported."""
+        self._sent = 0
+        self._wake.set()
+        self._report_due.set()
+
+    async def message(self, kind: str, payload: bytes) -> None:
+        """One message from the broker."""
+        try:
+            if kind == "desired":
+                await self.desired(payload)
+            elif kind == "ack":
+                document = canonical.decode(payload, limit=DOCUMENT_MAX_BYTES, what="ack")
+                ack = validate(Ack, document, "ack")
+                await self._ports.journal.acknowledge(ack.epoch, ack.upto)
+        except InterlockError as error:
+            await self._refuse(kind, error)
+
+    async def desired(self, payload: bytes) -> None:
+        """Believe, journal, act. Raises InterlockError."""
+        async with self._incoming:
+            desired = await self._believe(payload)
+            if desired is None:
+                return
+            units = {name: wish.model_dump(mode="json") for name, wish in desired.units.items()}
+            facts: dict[str, Any] = {"desired_at": [desired.epoch, desired.counter], "desired": units}
+            facts |= {"spread_s": desired.start_spread_s, "clock_floor": desired.issued_at}
+            await self._ports.journal.put_meta(facts)
+            self._engine.stored.meta.update(facts)
+        await self._engine.desire(dict(desired.units), desired.start_spread_s)
+        self._report_due.set()
+
+    async def _believe(self, payload: bytes) -> Desired | None:
+        try:
+            return self._open(payload)
+        except Untrusted as error:
+            if error.code not in ("unknown_key", "bad_signature", "wrong_epoch"):
+                raise
+        await self._engine.shared.trust_moved(await self._ports.fetcher.refresh())  # the director may be a new one
+        return self._open(payload)
+
+    def _open(self, payload: bytes) -> Desired | None:
+        meta = self._engine.stored.meta
+        director = meta.get("director") or {}
+        epoch, counter = meta.get("desired_at") or (0, 0)
+        return trust.open_desired(
+            payload,
+            trust.load_keys(director.get("keys") or {}),
+            device=self._engine.device,
+            last=(int(epoch), int(counter)),
+            epoch=int(director.get("epoch", 0)),
+            now=rfc3339(self._ports.clock.now()),
+        )
+
+    async def _refuse(self, kind: str, error: InterlockError) -> None:
+        self.refusals += 1
+        log.warning("%s ignored: %s", kind, error.message)
+        key = f"{kind}:{error.code}"
+        if key in self._refused or isinstance(error, Later):
+            return
+        self._refused.add(key)
+        entry = {"kind": "refused", "at": rfc3339(self._ports.clock.now()), "reason": error.code}
+        entry["data"] = {"document": kind, "message": error.message[:500]}  # type: ignore[assignment]
+        await self._ports.journal.put_meta({}, (entry,))
+        self._wake.set()
+
+    async def resume(self) -> None:
+        """After a start: what was wanted when the agent ended is still wanted."""
+        meta = self._engine.stored.meta
+        units = {name: Assignment.model_validate(wish) for name, wish in (meta.get("desired") or {}).items()}
+        await self._engine.desire(units, float(meta.get("spread_s") or 0.0))
+
+    # --- out ----------------------------------------------------------------------------------------------------
+
+    def changed(self, unit: str) -> None:
+        """A transition was journaled: its events wait in the outbox, and the report is out of date."""
+        del unit
+        self._wake.set()
+        self._report_due.set()
+
+    async def _pump(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._wake.wait(), RESEND_S)
+                self._wake.clear()
+            except asyncio.TimeoutError:
+                self._sent = 0  # what is still held was not acknowledged
+            while self._broker.connected:
+                entries = await self._ports.journal.pending(self._sent, MQTT_INFLIGHT)
+                if not entries or not await self._send(entries):
+                    break
+
+    async def _send(self, entries: list[dict[str, Any]]) -> bool:
+        for entry in entries:
+            try:
+                await self._broker.publish("event", json.dumps(entry).encode())
+            except Unreachable:
+                return False
+            self._sent = int(entry["number"])
+        return True
+
+    async def _report(self) -> None:
+        number = int(self._engine.stored.meta.get("report", 0))
+        while True:
+            await self._report_due.wait()
+            self._report_due.clear()
+            if not self._broker.connected:
+                continue
+            number += 1
+            await self._ports.journal.put_meta({"report": number})
+            try:
+                document = await self._describe(number)
+                await self._broker.publish("reported", canonical.encode(document), retain=True)
+            except InterlockError as error:
+                log.debug("not reported: %s", error.message)
+            await self._ports.clock.sleep(REPORT_EVERY_S)
+
+    async def _poll(self) -> None:
+        failures = 0
+        while True:
+            if not self._engine.stored.meta.get("director"):
+                try:  # a device that was just enrolled learns who directs it
+                    await self._engine.shared.trust_moved(await self._ports.fetcher.refresh())
+                except InterlockError as error:
+                    failures += 1
+                    log.warning("no trust yet: %s", error.message)
+                    await self._ports.clock.sleep(backoff(failures, self._ports.clock.dice()))
+                    continue
+            await self._ask()
+            await self._ports.clock.sleep(self._poll_s * (0.5 + self._ports.clock.dice()))
+
+    async def _ask(self) -> None:
+        try:
+            document = await self._ports.fetcher.poll()
+            if document is not None:
+                await self.desired(document)
+        except Later as error:
+            log.debug("poll: %s", error.message)
+        except InterlockError as error:
+            await self._refuse("desired", error)

@@ -1,0 +1,183 @@
+"""What people and applications on the device may ask of the running agent. A table of verbs; the CLI speaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from interlock_agent.adapters.slots import SlotFolders
+from interlock_agent.core.records import UnitRecord, Wish
+from interlock_agent.core.states import RESTING, Phase
+from interlock_agent.engine import Engine
+from interlock_agent.ports import Ports
+from interlock_shared.base import Name
+from interlock_shared.errors import Incompatible, Invalid, NotFound, Refused
+
+Tell = Callable[[dict[str, Any]], Awaitable[None]]
+
+HISTORY_MAX = 1000
+TELL_S = 0.2  # at least so often something is told while an install is under way
+RESTS = frozenset(phase.value for phase in (*RESTING, Phase.WAITING))
+
+__all__ = ["LocalApi", "Name"]
+
+
+class LocalApi:
+    """`handle` is the control socket's handler."""
+
+    def __init__(
+        self, engine: Engine, ports: Ports, slots: SlotFolders, about: Callable[[], Awaitable[dict[str, Any]]]
+    ) -> None:
+        self._engine, self._ports, self._slots, self._about = engine, ports, slots, about
+        self._verbs: dict[str, Callable[[dict[str, Any], int, Tell], Awaitable[dict[str, Any]]]] = {
+            "status": self._status,
+            "history": self._history,
+            "verdict": self._verdict,
+            "install": self._install,
+            "rollback": self._rollback,
+            "forgive": self._forgive,
+            "wait": self._wait,
+        }
+
+    async def handle(self, op: str, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        """One request. Raises InterlockError."""
+        verb = self._verbs.get(op)
+        if verb is None or (descriptor >= 0 and op != "install"):
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise Invalid(f"no such request: {op}", code="bad_request", field="op", known=sorted(self._verbs))
+        return await verb(fields, descriptor, tell)
+
+    def _unit(self, fields: dict[str, Any]) -> str:
+        unit = fields.get("unit")
+        if not isinstance(unit, str) or unit not in self._engine.stored.units:
+            known = ", ".join(sorted(self._engine.stored.units)) or "none"
+            raise NotFound(f"no such model here: {unit}; there are: {known}", code="unknown_unit")
+        return unit
+
+    async def _status(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        del fields, descriptor, tell
+        return await self._about()
+
+    async def _history(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        del descriptor, tell
+        unit = self._unit(fields) if fields.get("unit") else None
+        limit = fields.get("limit", 50)
+        if not isinstance(limit, int) or not 0 < limit <= HISTORY_MAX:
+            raise Invalid(f"limit is between 1 and {HISTORY_MAX}", field="limit")
+        return {"history": await self._ports.journal.history(unit, limit)}
+
+    async def _verdict(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        del descriptor, tell
+        unit = self._unit(fields)
+        generation = fields.get("generation")
+        document = await self._slots.verdict(unit, generation if isinstance(generation, int) else None)
+        if document is None:
+            raise NotFound(f"{unit}: no verdict is kept", code="no_verdict")
+        return {"verdict": document}
+
+    async def _install(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        del fields
+        if descriptor < 0:
+            raise Invalid("an install needs an open file", code="bad_request", field="descriptor")
+        source = await self._ports.fetcher.archive(descriptor)
+        try:
+            head = await source.manifest()
+            unit = str(head["model"])
+            try:
+                self._engine.config.unit(unit)
+            except KeyError:
+                raise Incompatible(
+                    f"{unit}: this device does not accept models that are not listed", code="unit_not_listed"
+                ) from None
+        except BaseException:
+            await source.abandon()
+            raise
+        wish = Wish(
+            version=str(head["version"]),
+            manifest_sha256=str(head["manifest_sha256"]),
+            assignment=f"sideload-{secrets.token_hex(8)}",
+            origin="sideload",
+        )
+        try:
+            await self._engine.sideload(unit, wish, _Read(source, head))
+        except BaseException:
+            await source.abandon()
+            raise
+        return await self._follow(unit, wish.assignment, tell)
+
+    async def _follow(self, unit: str, assignment: str, tell: Tell) -> dict[str, Any]:
+        """Tell what happens until the attempt with that assignment rests."""
+
+        def over(record: UnitRecord) -> bool:
+            mine = record.attempt is not None and record.attempt.wish.assignment == assignment
+            return not mine or record.phase in RESTS
+
+        while True:
+            record = self._engine.record(unit)
+            await tell({"unit": unit, "phase": record.phase, **self._engine.shared.progress.get(unit, {})})
+            try:
+                record = await asyncio.wait_for(self._engine.wait(unit, over), TELL_S)
+            except asyncio.TimeoutError:
+                continue
+            if record.attempt is None or record.attempt.wish.assignment != assignment:
+                raise Refused(f"{unit}: something newer took its place", code="superseded")
+            version = record.attempt.wish.version
+            return {
+                "unit": unit,
+                "version": version,
+                "phase": record.phase,
+                "reason": record.reason,
+                "generation": record.generation,
+            }
+
+    async def _rollback(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        del descriptor
+        unit = self._unit(fields)
+        record = await self._engine.rollback(unit)
+        assignment = record.attempt.wish.assignment if record.attempt else ""
+        return await self._follow(unit, assignment, tell)
+
+    async def _forgive(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        del descriptor, tell
+        payload = str(fields.get("payload_sha256", ""))
+        count = await self._ports.journal.forgive(payload)
+        stored = self._engine.stored
+        stored.quarantine[:] = [entry for entry in stored.quarantine if entry.payload_sha256 != payload]
+        stored.spent = {key: value for key, value in stored.spent.items() if f":{payload}:" not in key}
+        if not count:
+            raise NotFound("nothing with that payload is in quarantine", code="not_quarantined")
+        return {"forgiven": count}
+
+    async def _wait(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        """Until the unit is in one of `phases`, for at most `timeout_s`."""
+        del descriptor, tell
+        unit, phases = fields.get("unit"), fields.get("phases")
+        if not isinstance(unit, str) or not isinstance(phases, list):
+            raise Invalid("wait needs a unit and phases", code="bad_request", field="phases")
+        timeout_s = float(fields.get("timeout_s", 60.0))
+        try:
+            record = await asyncio.wait_for(self._engine.wait(unit, lambda r: r.phase in phases), timeout_s)
+        except asyncio.TimeoutError:
+            phase = self._engine.record(unit).phase
+            raise Refused(f"{unit}: still {phase} after {timeout_s:g} s", code="timeout") from None
+        return {"unit": unit, "phase": record.phase, "reason": record.reason, "generation": record.generation}
+
+
+class _Read:
+    """A source whose head was read already."""
+
+    def __init__(self, source: Any, head: dict[str, Any]) -> None:
+        self._source, self._head = source, head
+
+    async def manifest(self) -> dict[str, Any]:
+        return self._head
+
+    async def proceed(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        return dict(await self._source.proceed(progress))
+
+    async def abandon(self) -> None:
+        await self._source.abandon()

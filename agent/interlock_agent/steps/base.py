@@ -1,0 +1,125 @@
+"""What every step gets, and what it gives back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from interlock_agent.config import Config, Unit
+from interlock_agent.core import quarantine
+from interlock_agent.core.gate import effective_limits, limits_digest
+from interlock_agent.core.records import Attempt, Quarantined, UnitRecord
+from interlock_agent.core.states import Event, Phase
+from interlock_agent.ports import Ports, Source, Stored
+from interlock_shared.documents import Assignment
+from interlock_shared.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Happened:
+    """How an effect ended: the event, what it changes in the attempt, and what is told about it."""
+
+    event: Event
+    changes: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Shared:
+    """What all units have in common while the agent runs. Durable truth is in the journal, not here."""
+
+    ports: Ports
+    config: Config
+    device: str
+    stored: Stored
+    desired: dict[str, Assignment] = field(default_factory=dict)
+    spread_s: float = 0.0
+    sources: dict[str, Source] = field(default_factory=dict)  # by assignment: files that are being read
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    fingerprint_sha256: str = ""
+    gate_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    gate_owner: str = ""
+    progress: dict[str, dict[str, Any]] = field(default_factory=dict)
+    manifests: dict[str, Manifest] = field(default_factory=dict)  # by unit: of the attempt in flight
+    on_progress: Callable[[str], None] = lambda unit: None
+
+    def settled(self, unit: str) -> None:
+        """The unit rests: nothing is remembered of what was in flight."""
+        self.progress.pop(unit, None)
+        self.manifests.pop(unit, None)
+        self.release_gate(unit)
+
+    def release_gate(self, unit: str) -> None:
+        """The gate is free for the next unit."""
+        if self.gate_owner == unit:
+            self.gate_owner = ""
+            self.gate_lock.release()
+
+    async def trust_moved(self, trust: dict[str, Any] | None) -> None:
+        """What the fetcher now trusts: floors (they only grow, the fetcher has seen to it) and the director."""
+        if trust:
+            changed = {key: value for key, value in trust.items() if self.stored.meta.get(key) != value}
+            if changed:
+                await self.ports.journal.put_meta(changed)
+                self.stored.meta.update(changed)
+
+    def surroundings(self, record: UnitRecord, manifest: Manifest | None) -> quarantine.Surroundings:
+        """What a judgement of this attempt depends on."""
+        limits = ""
+        if manifest is not None:
+            limits = limits_digest(effective_limits(manifest, self.config.unit(record.unit).gate.limits()))
+        incumbent = record.confirmed.payload_sha256 if record.confirmed else ""
+        return quarantine.surroundings(self.fingerprint, self.fingerprint_sha256, limits, incumbent)
+
+    def to_remember(
+        self, before: UnitRecord, after: UnitRecord, happened: Happened, at: str
+    ) -> tuple[Quarantined, ...]:
+        """The quarantine entries of a transition whose row remembers."""
+        around = self.surroundings(before, self.manifests.get(before.unit))
+        if after.phase == Phase.RESTORING.value:
+            left = before.confirmed
+            if left is None:
+                return ()
+            key = quarantine.key("rolled_back", left.payload_sha256, around)
+            return (Quarantined(key, left.payload_sha256, "rolled_back", left.version, at),)
+        attempt = after.attempt
+        if attempt is None or not attempt.payload_sha256:
+            return ()
+        reason = attempt.failed_check or happened.reason
+        in_trial = after.phase == Phase.REVERTED.value
+        key = quarantine.key(reason, attempt.payload_sha256, around, in_trial=in_trial)
+        return (Quarantined(key, attempt.payload_sha256, reason, attempt.wish.version, at),)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One effect of one unit."""
+
+    shared: Shared
+    record: UnitRecord
+    unit: Unit
+
+    @property
+    def ports(self) -> Ports:
+        """The world."""
+        return self.shared.ports
+
+    @property
+    def name(self) -> str:
+        """The unit's name."""
+        return self.record.unit
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt in flight; an effect that needs one is never started without."""
+        if self.record.attempt is None:
+            raise AssertionError(f"{self.name}: {self.record.phase} without an attempt")
+        return self.record.attempt
+
+    def tell(self, **figures: Any) -> None:
+        """Progress for people: `interlock-agent status`."""
+        self.shared.progress[self.name] = figures
+        self.shared.on_progress(self.name)

@@ -1,0 +1,241 @@
+"""From a passed gate to a confirmed release, and back: fill the slot, promote, watch, confirm, revert.
+
+The host may be away at any moment (it is another process); each step then waits for it and asks what became of the
+generation. What the host says is the truth about who serves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlock_agent.core import trial
+from interlock_agent.core.states import Event, Phase
+from interlock_agent.host import messages
+from interlock_agent.steps.base import Happened, Step
+from interlock_shared import manifest as manifests
+from interlock_shared.errors import Later, Never, Refused, Unreachable
+from interlock_shared.manifest import Health
+
+HOST_AWAY_S = 1.0  # how long one look for the host's return lasts
+LOOK_S = 0.25  # how often the trial is judged without an event
+GOLDEN_RUNS = 5  # own inferences a look, where there is no traffic
+
+
+async def persistently(step: Step, order: Any) -> dict[str, Any]:
+    """An order that is sent again until the host answers. Raises Refused with the host's code."""
+    while True:
+        try:
+            return await step.ports.host.request(order)
+        except Unreachable:
+            await step.ports.host.event(step.name, HOST_AWAY_S)
+
+
+async def unit_status(step: Step) -> dict[str, Any] | None:
+    """The host's status of this unit; None when it does not know the unit."""
+    answer = await persistently(step, messages.Status())
+    return next((unit for unit in answer["units"] if unit["unit"] == step.name), None)
+
+
+def read_status(step: Step, status: dict[str, Any] | None) -> Happened:
+    """What became of this generation, as an event."""
+    generation = step.record.generation
+    if status is None:
+        return Happened(Event.GONE, reason="host_forgot")
+    outcome = status.get("outcome") or {}
+    if outcome.get("generation") == generation:
+        return from_outcome(str(outcome["outcome"]), str(outcome.get("reason", "")), dict(outcome))
+    if status.get("trial") == generation:
+        return Happened(Event.PROMOTED)
+    mine = [w for w in status.get("workers", []) if w["worker"] == step.attempt.worker and w["role"] == "candidate"]
+    if mine and step.attempt.worker:
+        return Happened(Event.CANDIDATE_HERE)
+    return Happened(Event.GONE, reason="candidate_gone")
+
+
+def from_outcome(outcome: str, reason: str, data: dict[str, Any]) -> Happened:
+    """The event of a trial's outcome in the host."""
+    if outcome == "confirmed":
+        return Happened(Event.YES)
+    if outcome == "reverted":
+        return Happened(Event.HOST_REVERTED, reason=reason, data=data)
+    return Happened(Event.LAPSED, reason=reason, data=data)
+
+
+async def ask_host(step: Step) -> Happened:
+    """After a restart: what became of this generation. An event that the phase cannot have is `gone`."""
+    happened = read_status(step, await unit_status(step))
+    if happened.event is Event.CANDIDATE_HERE and step.record.phase == Phase.TRIAL.value:
+        return Happened(Event.GONE, reason="candidate_gone")
+    if step.record.phase == Phase.PASSED.value and happened.event is not Event.CANDIDATE_HERE:
+        return Happened(Event.GONE, reason="candidate_gone")
+    return happened
+
+
+async def fill_slot(step: Step) -> Happened:
+    """Replace the spare slot by the folder that passed; the worker keeps its open files."""
+    slot = await step.ports.slots.spare(step.name)
+    await step.ports.slots.fill(step.name, step.attempt.wish.manifest_sha256, slot, step.record.generation)
+    return Happened(Event.SLOT_FILLED, changes={"slot": slot})
+
+
+async def promote(step: Step) -> Happened:
+    """The switch. The lease begins in the host."""
+    settings = step.unit.trial
+    step.ports.host.drop_events(step.name)
+    order = messages.Promote(
+        unit=step.name,
+        generation=step.record.generation,
+        worker=step.attempt.worker,
+        slot=step.attempt.slot,
+        lease_s=settings.lease_s,
+        drain_max_s=settings.drain_max_s,
+    )
+    try:
+        answer = await step.ports.host.request(order)
+    except Unreachable:
+        happened = read_status(step, await unit_status(step))
+        return happened if happened.event is not Event.CANDIDATE_HERE else await promote(step)
+    except Refused as error:
+        happened = read_status(step, await unit_status(step))
+        if happened.event is Event.CANDIDATE_HERE:
+            return Happened(Event.GONE, reason=error.code)
+        return happened
+    return Happened(Event.PROMOTED, data={"swap_ms": answer["swap_ms"], "cut": answer["cut"]})
+
+
+async def health_of(step: Step) -> Health:
+    """The manifest's health section; the longer minimum of it and the owner's holds. A rollback is not tried."""
+    if step.attempt.wish.origin == "rollback":
+        return Health(min_seconds=0.0, min_requests=0)
+    health = manifests.parse(await step.ports.slots.manifest_of(step.name, step.attempt.slot)).health
+    owner = step.unit.trial
+    return health.model_copy(
+        update={
+            "min_seconds": max(health.min_seconds, owner.min_seconds),
+            "min_requests": max(health.min_requests, owner.min_requests),
+        }
+    )
+
+
+async def watch(step: Step) -> Happened:
+    """Renew the lease and judge, at each event and at least every LOOK_S, until the trial is decided."""
+    health = await health_of(step)
+    clock = step.ports.clock
+    generation = step.record.generation
+    started = renewed = clock.monotonic()
+    golden = 0
+    status = await unit_status(step)
+    counters = dict((status or {}).get("counters") or {})
+    while True:
+        seen = trial.Seen(
+            elapsed_s=clock.monotonic() - started,
+            requests=int(counters.get("requests", 0)),
+            errors=int(counters.get("errors", 0)),
+            non_finite=int(counters.get("non_finite", 0)),
+            golden_runs=golden,
+        )
+        judgement = trial.judge(health, seen)
+        figures = judgement.figures or {}
+        step.tell(doing="trial", **figures, min_seconds=health.min_seconds, min_requests=health.min_requests)
+        if judgement.outcome == trial.HEALTHY:
+            return Happened(Event.HEALTHY, data={"figures": figures})
+        if judgement.outcome == trial.UNHEALTHY:
+            data = {"check": judgement.check, "message": judgement.message, "figures": figures}
+            data["last_errors"] = list(counters.get("last_errors", []))[-5:]
+            changes = {"failed_check": judgement.check}
+            return Happened(Event.UNHEALTHY, changes=changes, reason=judgement.check, data=data)
+        event = await step.ports.host.event(step.name, LOOK_S)
+        kind = (event or {}).get("event")
+        if event and kind == "outcome" and event.get("generation") == generation:
+            return from_outcome(str(event["outcome"]), str(event.get("reason", "")), {**event, "figures": figures})
+        if event and kind == "counters" and event.get("generation") == generation:
+            counters = dict(event["counters"])
+        if kind in ("lost", "back") or clock.monotonic() - renewed >= step.unit.trial.lease_s / 6:
+            ended = await _renew(step)
+            if ended is not None:
+                return ended
+            renewed = clock.monotonic()
+        idle = seen.elapsed_s >= health.min_seconds and seen.requests + golden < health.min_requests
+        if idle and event is None:
+            golden += await _golden_runs(step)
+
+
+async def _renew(step: Step) -> Happened | None:
+    try:
+        await persistently(step, messages.Renew(step.name, step.record.generation))
+    except Refused:
+        happened = read_status(step, await unit_status(step))
+        return None if happened.event is Event.PROMOTED else happened
+    return None
+
+
+async def _golden_runs(step: Step) -> int:
+    """No traffic: the live worker answers golden items instead, so that the trial has something to look at."""
+    probe = messages.Probe(step.attempt.worker, step.record.generation, first=0, runs=GOLDEN_RUNS)
+    try:
+        await persistently(step, probe)
+    except Refused as error:
+        return GOLDEN_RUNS if error.code == "no_golden" else 0  # without golden data time alone must do
+    return GOLDEN_RUNS
+
+
+async def confirm(step: Step) -> Happened:
+    """The commit point is the host's; asked again, it answers the same."""
+    try:
+        answer = await persistently(step, messages.Confirm(step.name, step.record.generation))
+    except Refused:
+        happened = read_status(step, await unit_status(step))
+        if happened.event in (Event.YES, Event.HOST_REVERTED, Event.LAPSED):
+            return happened
+        return Happened(Event.LAPSED, reason="host_forgot")
+    if not answer.get("confirmed"):
+        return from_outcome(str(answer.get("outcome", "interrupted")), str(answer.get("reason", "")), dict(answer))
+    return Happened(Event.YES)
+
+
+async def revert(step: Step) -> Happened:
+    """Ask the host to go back; it may have gone already."""
+    reason = step.attempt.failed_check or step.record.reason or "reverted"
+    try:
+        answer = await persistently(step, messages.Revert(step.name, step.record.generation, reason))
+    except Refused:
+        happened = read_status(step, await unit_status(step))
+        if happened.event is Event.LAPSED:
+            return happened
+        return Happened(Event.HOST_REVERTED, reason=reason)
+    return Happened(
+        Event.HOST_REVERTED, reason=reason, data={"serves": answer["release"], "swap_ms": answer["swap_ms"]}
+    )
+
+
+async def retire(step: Step) -> None:
+    """End the candidate, if it is still there. The host may be away: a newer generation supersedes it anyway."""
+    step.shared.release_gate(step.name)
+    if step.record.attempt is None or not step.attempt.worker:
+        return
+    try:
+        await step.ports.host.request(messages.Retire(step.attempt.worker, step.record.generation))
+    except (Unreachable, Refused):
+        return
+
+
+async def restore(step: Step) -> Happened:
+    """Load the previous confirmed release from the spare slot, to be promoted."""
+    slot = step.attempt.slot
+    seal = await step.ports.slots.seal_of(step.name, slot)
+    if seal is None or seal.get("manifest_sha256") != step.attempt.wish.manifest_sha256:
+        raise Never(f"{step.name}: the spare slot no longer holds {step.attempt.wish.version}", code="rollback_lost")
+    order = messages.Load(
+        unit=step.name,
+        generation=step.record.generation,
+        folder=await step.ports.slots.folder(step.name, slot),
+        role="candidate",
+        options=step.unit.options(),
+    )
+    try:
+        answer = await step.ports.host.request(order)
+    except Refused as error:
+        raise Never(error.message, code=error.code) from None
+    except Later:
+        return Happened(Event.LATER, reason="unreachable")
+    return Happened(Event.LOADED, changes={"worker": str(answer["worker"])})

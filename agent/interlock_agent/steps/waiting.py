@@ -1,0 +1,47 @@
+"""Waits: the place inside a spread, a backoff, a person."""
+
+from __future__ import annotations
+
+from interlock_agent.core.retry import backoff, spread
+from interlock_agent.core.states import Event
+from interlock_agent.core.wishes import budget_key
+from interlock_agent.steps.base import Happened, Step
+from interlock_shared.limits import INTERRUPTIONS_MAX
+
+FOREVER_S = 86_400.0
+
+
+async def spread_wait(step: Step) -> Happened:
+    """Wait for the place inside the spread. What is already confirmed and runs needs no second proof."""
+    confirmed = step.record.confirmed
+    if confirmed is not None and confirmed.manifest_sha256 == step.attempt.wish.manifest_sha256:
+        source = step.shared.sources.pop(step.attempt.wish.assignment, None)
+        if source is not None:
+            await source.abandon()
+        return Happened(Event.ALREADY, reason="already_confirmed")
+    seconds = spread(step.shared.device, step.attempt.wish.assignment, step.attempt.wish.spread_s)
+    if seconds > 0:
+        await step.ports.clock.sleep(seconds)
+    return Happened(Event.BEGIN)
+
+
+async def wake(step: Step) -> Happened | None:
+    """Sleep until the time that the attempt names; for a person, for ever."""
+    until = step.attempt.until
+    if until < 0:
+        return None
+    left = until - step.ports.clock.now()
+    while left > 0:
+        await step.ports.clock.sleep(min(left, FOREVER_S))
+        left = until - step.ports.clock.now()
+    return Happened(Event.DUE, changes={"until": 0.0})
+
+
+async def retry(step: Step) -> Happened:
+    """After an interruption: again after a backoff, within its own budget; then a person decides."""
+    key = budget_key(step.record, "interruption")
+    spent = step.shared.stored.spent.get(":".join(key), 0) if key else 0
+    if spent >= INTERRUPTIONS_MAX:
+        return Happened(Event.EXHAUSTED, changes={"until": -1.0}, reason="operator", data={"interruptions": spent})
+    await step.ports.clock.sleep(backoff(spent, step.ports.clock.dice()))
+    return Happened(Event.DUE)

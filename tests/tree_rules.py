@@ -111,7 +111,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     ),
     "numpy": ("interlock_agent/host/worker/*", "interlock_server/publisher/*"),
     "onnx": ("interlock_server/publisher/*",),
-    "onnxruntime": ("interlock_agent/host/worker/*",),
+    "onnxruntime": ("interlock_agent/host/worker/*", "interlock_server/publisher/golden.py"),
     "prometheus_client": ("interlock_server/http/metrics.py",),
     # The language of documents and settings; a core takes finished documents, a worker none.
     "pydantic": (

@@ -1,0 +1,227 @@
+"""`interlock device …`, `interlock events`: what devices are, and what they say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+
+from interlock_server.publisher.cli import output
+from interlock_server.publisher.client import Api, path
+from interlock_shared import topics
+
+app = output.group("Devices of the fleet.")
+
+WATCH_S = 1.0  # between two looks
+
+Device = Annotated[str, typer.Argument(metavar="ID", help="The device.")]
+Label = Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="A label; repeatable.")]
+
+FACTS = ("offered", "installed", "confirmed", "running", "phase", "reason")
+
+
+def _units(device: Mapping[str, Any]) -> list[list[Any]]:
+    return [[model, *(_fact(unit.get(fact)) for fact in FACTS)] for model, unit in sorted(device["units"].items())]
+
+
+def _fact(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return " ".join(f"{slot}:{version}" for slot, version in sorted(value.items()) if version)
+    return value
+
+
+def _link(device: Mapping[str, Any]) -> str:
+    return "online" if device["online"] else f"offline since {device['last_seen'] or 'ever'}"
+
+
+def _labels(device: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted((device.get("labels") or {}).items()))
+
+
+@app.command("list")
+def device_list(
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="K=V", help="With this label; repeatable.")
+    ] = None,
+    server: output.Server = None,
+    token: output.Token = None,
+    as_json: output.Json = False,
+) -> None:
+    """List devices, a line for each model on each.
+
+    Example: interlock device list --label site=berlin
+    """
+    wanted = output.pairs(label or [], "--label")
+
+    query = urlencode([("label", f"{name}={value}") for name, value in wanted.items()])
+    document = output.fetch(server, token, topics.DEVICES + (f"?{query}" if query else ""))
+
+    def words(found: Any) -> None:
+        rows = [
+            [
+                one["id"],
+                "online" if one["online"] else f"offline since {one['last_seen'] or 'ever'}",
+                _labels(one),
+                *unit,
+            ]
+            for one in found["devices"]
+            for unit in (_units(one) or [[None] * (len(FACTS) + 1)])
+        ]
+        output.show_table(("device", "link", "labels", "model", *FACTS), rows, "there are no devices yet")
+
+    output.show(document, as_json, words)
+
+
+def _device(found: Mapping[str, Any]) -> None:
+    output.show_facts(
+        {
+            "device": found["id"],
+            "labels": _labels(found) or None,
+            "link": "online" if found["online"] else "offline",
+            "last seen": found["last_seen"],
+            "agent": found["agent"],
+            "key": found.get("keyid"),
+            "events missing": found.get("events_gap"),
+        }
+    )
+    output.say("")
+    output.show_table(("model", *FACTS), _units(found), "no model yet")
+    output.say("")
+    columns = ("rollout", "unit", "version", "state", "reason", "updated_at")
+    rows = [[one.get(column) for column in columns] for one in found.get("assignments", [])]
+    output.show_table(columns, rows, "nothing was ever wanted of it")
+
+
+@app.command("show")
+def device_show(
+    device: Device, server: output.Server = None, token: output.Token = None, as_json: output.Json = False
+) -> None:
+    """Show a device: offered, installed, confirmed and running are four different facts.
+
+    Example: interlock device show press-7
+    """
+    output.show(output.fetch(server, token, path(topics.DEVICE, id=device)), as_json, _device)
+
+
+EVENT = ("at", "device", "unit", "kind", "version", "reason")
+
+
+def _events(found: Iterable[Mapping[str, Any]]) -> None:
+    output.show_table(EVENT, [[one.get(column) for column in EVENT] for one in found], "nothing has happened yet")
+
+
+@app.command()
+def history(
+    device: Device,
+    limit: output.Limit = 100,
+    server: output.Server = None,
+    token: output.Token = None,
+    as_json: output.Json = False,
+) -> None:
+    """What happened on a device, newest first.
+
+    Example: interlock device history press-7 --limit 20
+    """
+    document = output.fetch(server, token, path(topics.DEVICE_HISTORY, id=device), {"limit": str(limit)})
+    output.show(document, as_json, lambda found: _events(found["events"]))
+
+
+def _verdict(entry: Mapping[str, Any]) -> None:
+    found = entry["verdict"]
+    signed = "signed by the device" if entry.get("verified") else "NOT SIGNED BY THE DEVICE"
+    output.say(
+        f"{found['model']} {found['version']} on {found['device']}: {found['outcome']} ({found['reason']}), {signed}",
+        found.get("message", ""),
+    )
+    columns = ("check", "outcome", "measured", "low", "high", "limit", "incumbent", "unit", "reason")
+    rows = [
+        [stage["stage"], *(_short(check.get(column)) for column in columns)]
+        for stage in found["stages"]
+        for check in stage["checks"]
+    ]
+    output.show_table(("stage", *columns), rows, "no check was run")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+@app.command()
+def verdict(
+    device: Device,
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Of this model alone.")] = None,
+    server: output.Server = None,
+    token: output.Token = None,
+    as_json: output.Json = False,
+) -> None:
+    """The newest verdict of a device's gate, with its figures.
+
+    Example: interlock device verdict press-7 detector
+    """
+    document = output.fetch(server, token, path(topics.DEVICE_VERDICTS, id=device))
+    found = [one for one in document["verdicts"] if model is None or one["verdict"].get("model") == model]
+    if as_json:
+        output.show_json({"verdicts": found})
+    elif found:
+        _verdict(found[0])
+    else:
+        output.say("no gate has spoken there yet")
+
+
+@app.command("token")
+def device_token(
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="K=V", help="The device's label; repeatable.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="ID", help="The id it will have.")] = None,
+    hours: Annotated[float, typer.Option("--hours", help="How long the token can be used.")] = 24.0,
+    server: output.Server = None,
+    token: output.Token = None,
+    as_json: output.Json = False,
+) -> None:
+    """Make a token by which one device enrols, once.
+
+    Example: interlock device token --label site=berlin
+    """
+    body = {"labels": output.pairs(label or [], "--label"), "device": device, "hours": hours}
+    document = output.with_api(server, token, lambda api: api.post(topics.DEVICE_TOKENS, body))
+    output.show(
+        document, as_json, lambda found: output.say(f"until {found['expires_at']}, on the device:", found["enrol"])
+    )
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+def events(
+    device: Annotated[str | None, typer.Option("--device", metavar="ID", help="Of this device alone.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Of this kind alone.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what happens from now on.")] = False,
+    limit: output.Limit = 50,
+    server: output.Server = None,
+    token: output.Token = None,
+    as_json: output.Json = False,
+) -> None:
+    """What happened in the fleet, newest first; with --follow oldest first, a line each.
+
+    Example: interlock events --device press-7 --follow
+    """
+    query = {"limit": str(limit)} | ({"device": device} if device else {}) | ({"kind": kind} if kind else {})
+    if not follow:
+        output.show(output.fetch(server, token, topics.EVENTS, query), as_json, lambda found: _events(found["events"]))
+        return
+
+    async def work(api: Api) -> None:
+        seen = 0
+        while True:
+            found = (await api.get(topics.EVENTS, query))["events"]
+            for one in sorted((one for one in found if one["id"] > seen), key=lambda one: int(one["id"])):
+                seen = max(seen, int(one["id"]))
+                line = "  ".join(str(one.get(column) or "-") for column in EVENT)
+                output.show_line(one) if as_json else output.say(line)
+            await asyncio.sleep(WATCH_S)
+
+    output.with_api(server, token, work)

@@ -1,0 +1,203 @@
+"""Golden data at build time: what a device would stumble over is said here, on the engineer's machine.
+
+Only the headers of the arrays are read (and the labels, which are small), so that memory stays flat.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from interlock_server.publisher.bundle_toml import GoldenEntry, Source
+from interlock_shared.errors import Invalid, Unreachable
+from interlock_shared.limits import MIB
+from interlock_shared.manifest import Golden, Signature, Tensor
+
+LABEL_BYTES_MAX = 256 * MIB  # 33 million labels of 8 bytes
+
+KINDS = {
+    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
+    "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """Type and shape of one array."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+def headers(path: Path) -> dict[str, Header]:
+    """Every array of an `.npz` by name. Raises Invalid (`invalid_golden`)."""
+    found: dict[str, Header] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if not entry.filename.endswith(".npy"):
+                    raise ValueError(f"{entry.filename} is no array")
+                with archive.open(entry) as file:
+                    found[entry.filename.removesuffix(".npy")] = _header(file)
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as bad:
+        raise Invalid(f"{path.name}: not an .npz file: {bad}", code="invalid_golden", field="golden.file") from None
+    return found
+
+
+def _header(file: Any) -> Header:
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"array format {version}")
+    shape, _, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return Header(dtype, tuple(int(axis) for axis in shape))
+
+
+def settle(entry: GoldenEntry, signature: Signature) -> Golden:
+    """The manifest's entry, with the names that were left out."""
+    fields = entry.model_dump()
+    if entry.inputs is None:
+        fields["inputs"] = {tensor.name: tensor.name for tensor in signature.inputs}
+    return Golden(**fields)
+
+
+def check(source: Source, golden: Golden, signature: Signature) -> int:
+    """Arrays exist, agree in their number of items, and fit the signature; the number of items.
+
+    Raises Invalid with the line and the field.
+    """
+    arrays = headers(source.folder / golden.file)
+    inputs = {tensor.name: tensor for tensor in signature.inputs}
+    outputs = {tensor.name: tensor for tensor in signature.outputs}
+    for name in [*golden.inputs, *inputs]:
+        if name not in inputs:
+            source.refuse(("golden", "inputs", name), f"the model has no input {name!r}")
+        if name not in golden.inputs:
+            source.refuse(("golden", "inputs"), f"input {name!r} has no array")
+    for name in golden.expected:
+        if name not in outputs:
+            source.refuse(("golden", "expected", name), f"the model has no output {name!r}")
+    if golden.label_output is not None and golden.label_output not in outputs:
+        source.refuse(("golden", "label_output"), f"the model has no output {golden.label_output!r}")
+    items: dict[str, int] = {}
+    for side, named, tensors in (("inputs", golden.inputs, inputs), ("expected", golden.expected, outputs)):
+        for name, array in named.items():
+            header = _array(source, arrays, ("golden", side, name), array)
+            _fits(source, ("golden", side, name), header, tensors[name])
+            items[array] = header.shape[0]
+    if golden.labels is not None:
+        items[golden.labels] = _array(source, arrays, ("golden", "labels"), golden.labels).shape[0]
+        _check_labels(source, golden, arrays[golden.labels], outputs[str(golden.label_output)])
+    if len(set(items.values())) > 1:
+        source.refuse(("golden",), "arrays differ in their number of items: " + _listed(items))
+    count = next(iter(items.values()))
+    if count == 0:
+        source.refuse(("golden", "file"), "there are no items in it")
+    return count
+
+
+def _listed(items: dict[str, int]) -> str:
+    return ", ".join(f"{name} has {count}" for name, count in sorted(items.items()))
+
+
+def _array(source: Source, arrays: dict[str, Header], path: tuple[str, ...], name: str) -> Header:
+    if name not in arrays:
+        source.refuse(path, f"there is no array {name!r} in {_file(source)}; it has {', '.join(sorted(arrays))}")
+    if not arrays[name].shape:
+        source.refuse(path, f"array {name!r} has no item axis")
+    return arrays[name]
+
+
+def _file(source: Source) -> str:
+    return source.recipe.golden.file if source.recipe.golden else ""
+
+
+def _fits(source: Source, path: tuple[str, ...], header: Header, tensor: Tensor) -> None:
+    """One item is a row of the tensor's first axis, or, for a tensor of one axis fewer, the tensor itself."""
+    kind = "SU" if tensor.dtype == "BYTES" else None
+    if kind is None and header.dtype.name != KINDS.get(tensor.dtype) and tensor.dtype != "BF16":
+        source.refuse(path, f"the array is {header.dtype.name}, {tensor.name} is {tensor.dtype}")
+    if kind is not None and header.dtype.kind not in kind:
+        source.refuse(path, f"the array is {header.dtype.name}, {tensor.name} is {tensor.dtype}")
+    item = header.shape[1:]
+    for wanted in (tensor.shape[1:] if tensor.shape else None, tensor.shape):
+        if wanted is None or len(wanted) != len(item):
+            continue
+        if all(axis in {-1, size} for axis, size in zip(wanted, item, strict=True)):
+            return
+    source.refuse(path, f"the array has shape {list(header.shape)}, {tensor.name} has {list(tensor.shape)}")
+
+
+def _check_labels(source: Source, golden: Golden, header: Header, output: Tensor) -> None:
+    path = ("golden", "labels")
+    if header.dtype.kind not in "iu" or len(header.shape) != 1:
+        source.refuse(path, f"class indices are whole numbers in one axis, this is {header.dtype}{list(header.shape)}")
+    if header.shape[0] * header.dtype.itemsize > LABEL_BYTES_MAX:
+        source.refuse(path, "there are too many of them")
+    with np.load(source.folder / golden.file, allow_pickle=False) as arrays:
+        labels = arrays[golden.labels]
+    classes = output.shape[-1] if output.shape else -1
+    if labels.size and (int(labels.min()) < 0 or (classes > 0 and int(labels.max()) >= classes)):
+        source.refuse(path, f"class indices run from {labels.min()} to {labels.max()}, the model has {classes} classes")
+
+
+def compare(source: Source, golden: Golden, file: str) -> dict[str, float]:
+    """Run the model over the golden inputs: share of right answers by output. Raises Invalid, Unreachable."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise Unreachable("onnxruntime is not installed here: pip install onnxruntime", code="no_runtime") from None
+    try:
+        session = onnxruntime.InferenceSession(str(source.folder / file), providers=["CPUExecutionProvider"])
+        with np.load(source.folder / golden.file, allow_pickle=False) as arrays:
+            return _agreement(session, golden, {name: arrays[name] for name in _names(golden)})
+    except Invalid:
+        raise
+    except Exception as bad:  # noqa: BLE001 - the runtime's errors have no base of their own
+        raise Invalid(f"{file}: does not run over the golden data: {bad}", code="golden_failed") from None
+
+
+def _names(golden: Golden) -> set[str]:
+    return {*golden.inputs.values(), *golden.expected.values()} | ({golden.labels} if golden.labels else set())
+
+
+def _batches(count: int, batch: int) -> Iterator[slice]:
+    for start in range(0, count, batch):
+        yield slice(start, min(start + batch, count))
+
+
+def _agreement(session: Any, golden: Golden, arrays: dict[str, Any]) -> dict[str, float]:
+    outputs = list(dict.fromkeys([*golden.expected, *([golden.label_output] if golden.label_output else [])]))
+    fixed = {one.name: one for one in session.get_inputs()}
+    count = len(next(iter(arrays.values())))
+    right: dict[str, int] = {f"expected {name}": 0 for name in golden.expected}
+    if golden.labels:
+        right[f"labels {golden.label_output}"] = 0
+    single = any(len(one.shape) == arrays[golden.inputs[name]].ndim - 1 for name, one in fixed.items())
+    for part in _batches(count, 1 if single else golden.batch):
+        feed = {
+            name: arrays[array][part][0]
+            if single and len(fixed[name].shape) < arrays[array].ndim
+            else arrays[array][part]
+            for name, array in golden.inputs.items()
+        }
+        answers = dict(zip(outputs, session.run(outputs, feed), strict=True))
+        for name, array in golden.expected.items():
+            wanted = arrays[array][part]
+            near = np.isclose(answers[name].reshape(wanted.shape), wanted, rtol=golden.rtol, atol=golden.atol)
+            right[f"expected {name}"] += int(near.reshape(len(wanted), -1).all(axis=1).sum())
+        if golden.labels and golden.label_output:
+            chosen = answers[golden.label_output].argmax(axis=-1).reshape(-1)
+            right[f"labels {golden.label_output}"] += int((chosen == arrays[golden.labels][part]).sum())
+    shares = {name: hits / count for name, hits in right.items()}
+    for name, share in shares.items():
+        if name.startswith("expected ") and share < 1:
+            raise Invalid(f"golden: {name}: {share:.2%} of {count} items agree within rtol, atol", code="golden_failed")
+    return shares

@@ -20,10 +20,16 @@ SEGMENT = 64 * 1024  # small, so that even a tiny file may have several
 
 
 def make_model(
-    path: Path, scale: float, nan_on: float | None = None, width: int = WIDTH, slow: int = 0, dtype: str = "FP32"
+    path: Path,
+    scale: float,
+    nan_on: float | None = None,
+    width: int = WIDTH,
+    slow: int = 0,
+    dtype: str = "FP32",
+    hang_on: float | None = None,
 ) -> None:
-    """Write an ONNX file. `slow`: how often a 192 x 192 matrix is multiplied with itself on the way (about 0.3 ms
-    each on one thread)."""
+    """Write an ONNX file. `nan_on`: the answer is NaN for items that begin with it. `hang_on`: never ends for an
+    input that holds it. `slow`: products of two 192 x 192 matrices on the way (about 0.2 ms each)."""
     kind = {"FP32": TensorProto.FLOAT, "FP64": TensorProto.DOUBLE, "FP16": TensorProto.FLOAT16}[dtype]
     number = {"FP32": np.float32, "FP64": np.float64, "FP16": np.float16}[dtype]
     nodes = [helper.make_node("Mul", ["x", "k"], ["scaled"])]
@@ -43,19 +49,22 @@ def make_model(
             helper.make_node("Where", ["bad", "nan", last], ["spoilt"]),
         ]
         last = "spoilt"
-    if slow:
+    if slow or hang_on is not None:
+        constants += [_constant("turns", np.array(slow, np.int64)), _constant("nothing", np.array(0, number))]
+        turns = "turns"
+        if hang_on is not None:
+            turns = "all"
+            constants += [_constant("poison", np.array(hang_on, number)), _constant("ever", np.array(2**60, np.int64))]
+            nodes += [
+                helper.make_node("Equal", ["x", "poison"], ["poisoned"]),
+                helper.make_node("Where", ["poisoned", "ever", "turns"], ["each"]),
+                helper.make_node("ReduceMax", ["each"], ["all"], keepdims=0),
+            ]
         constants.append(_constant("matrix", np.full((192, 192), 1 / 192, number)))
-        # Begins with a value of x, so that the runtime cannot compute it once and for all.
         nodes += [
-            helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0),
-            helper.make_node("Add", ["matrix", "mean"], ["m0"]),
-        ]
-        for turn in range(slow):
-            nodes.append(helper.make_node("MatMul", [f"m{turn}", "matrix"], [f"m{turn + 1}"]))
-        constants.append(_constant("nothing", np.array(0, number)))
-        nodes += [
-            helper.make_node("ReduceMean", [f"m{slow}"], ["spent"], keepdims=0),
-            helper.make_node("Mul", ["spent", "nothing"], ["void"]),
+            helper.make_node("Loop", [turns, "", "matrix"], ["spent"], body=_turn(kind)),
+            helper.make_node("ReduceMean", ["spent"], ["mean"], keepdims=0),
+            helper.make_node("Mul", ["mean", "nothing"], ["void"]),
             helper.make_node("Add", [last, "void"], ["after"]),
         ]
         last = "after"
@@ -65,6 +74,24 @@ def make_model(
     graph = helper.make_graph(nodes, "tiny", [x], [y], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     path.write_bytes(model.SerializeToString())
+
+
+def _turn(kind: int) -> onnx.GraphProto:
+    """The body of the loop: one product of matrices."""
+    inputs = [
+        helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+        helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("m", kind, [192, 192]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("going_on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("product", kind, [192, 192]),
+    ]
+    nodes = [
+        helper.make_node("Identity", ["go_on"], ["going_on"]),
+        helper.make_node("MatMul", ["m", "matrix"], ["product"]),
+    ]
+    return helper.make_graph(nodes, "turn", inputs, outputs)
 
 
 def _constant(name: str, value: Any) -> onnx.TensorProto:
@@ -133,11 +160,12 @@ def make_slot(
     nan_on: float | None = None,
     with_golden: bool = True,
     slow: int = 0,
+    hang_on: float | None = None,
     **more: Any,
 ) -> Path:
     """A sealed folder with a tiny model, as the agent leaves it; `more` replaces fields of the seal."""
     folder.mkdir(parents=True)
-    make_model(folder / "model.onnx", scale, nan_on, slow=slow)
+    make_model(folder / "model.onnx", scale, nan_on, slow=slow, hang_on=hang_on)
     if with_golden:
         more.setdefault("golden", golden(folder, scale))
     seal(folder, model, version, generation, **more)

@@ -202,14 +202,8 @@ def promote(unit: Unit, event: s.Promote, now: float, at: float) -> Step:
         standby=standby,
         live_since=now,
     )
-    serve = s.Serve(worker.id, standby, event.drain_max_s)
-    return unit, (
-        s.Record(must=True),
-        s.LinkLive(event.slot, must=True),
-        serve,
-        _serving(unit),
-        s.Answer({}),
-    )
+    durable = (s.Record(must=True), s.LinkLive(event.slot, must=True))
+    return unit, (*durable, s.Serve(worker.id, standby, event.drain_max_s), _serving(unit), s.Answer({}))
 
 
 def promote_in_trial(unit: Unit, event: s.Promote, now: float, at: float) -> Step:
@@ -303,6 +297,8 @@ def ready(unit: Unit, event: s.Ready, now: float, at: float) -> Step:
     worker = unit.workers.get(event.worker)
     if worker is None:
         return unit, (s.EndWorker(event.worker),)  # superseded while it loaded
+    if worker.ready:
+        return unit, ()
     worker = replace(worker, ready=True)
     unit = replace(unit, workers={**unit.workers, worker.id: worker})
     if worker.role != "own":

@@ -283,7 +283,9 @@ class Engine:
         figures = await asyncio.shield(asyncio.ensure_future(drained)) if drained else Promoted(0, 0, 0.0)
         await self._fronts.settle(unit)
         if seat.unit.live != worker:
-            raise Refused("worker_died", f"{worker} did not live to serve")
+            past = seat.unit.outcome
+            lapsed = past and past.generation == generation and past.reason == "lease_lapsed"
+            raise Refused("lease_lapsed" if lapsed else "worker_died", f"the trial of {worker} is over already")
         seat.promoted = (worker, figures)
         return figures
 

@@ -214,7 +214,7 @@ def _parse_head(head: bytes) -> Request:
     first, *lines = head.split(b"\r\n")
     match = _REQUEST_LINE.fullmatch(first)
     if match is None:
-        if re.fullmatch(rb"[^ ]+ [^ ]+ HTTP/[0-9.]+", first):
+        if re.fullmatch(rb"[^ ]+ [^ ]+ HTTP/(?!1\.[01]$)[0-9.]+", first):
             raise Malformed(505, "bad_version", "only HTTP/1.0 and HTTP/1.1 are spoken")
         raise Malformed(400, "bad_request_line", "the request line is malformed")
     if len(lines) > MAX_HEADERS:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from interlock_agent.host.front.upstream import Exchange, Upstream
@@ -28,6 +29,14 @@ ANSWER_S = 30.0  # a worker that does not answer a request in that time hangs
 BUSY_S = 60.0  # a request waits so long for its turn at a live worker
 LAST_ERRORS = 5
 DEATHS = 2
+
+
+@dataclass(eq=False)
+class Draining:
+    """Requests that were inside the former worker at a switch; `done` when none is left."""
+
+    inside: set[Exchange]
+    done: asyncio.Future[None]
 
 
 class Router:
@@ -43,7 +52,7 @@ class Router:
         self._waiting_bytes = 0
         self._without_since = self._loop.time()  # when there was no live worker any more
         self._suspects: set[Exchange] = set()  # inside a worker, after another one died on them
-        self._draining: list[tuple[set[Exchange], asyncio.Future[None]]] = []
+        self._draining: list[Draining] = []
         self.refused = 0
 
     # --- requests -----------------------------------------------------------------------------------------------
@@ -155,10 +164,10 @@ class Router:
 
     def _left(self, exchange: Exchange) -> None:
         self._suspects.discard(exchange)
-        for inside, done in self._draining:
-            inside.discard(exchange)
-            if not inside and not done.done():
-                done.set_result(None)
+        for draining in self._draining:
+            draining.inside.discard(exchange)
+            if not draining.inside and not draining.done.done():
+                draining.done.set_result(None)
 
     def _changed(self, upstream: Upstream, at_once: bool = False) -> None:
         if upstream is self.live:
@@ -207,9 +216,9 @@ class Router:
 
     # --- switching ----------------------------------------------------------------------------------------------
 
-    def switch(self, live: Upstream | None, standby: Upstream | None, drain: bool) -> set[Exchange]:
-        """From now on `live` answers. What is inside the former one stays there (`drain`; returned), or is asked
-        again."""
+    def switch(self, live: Upstream | None, standby: Upstream | None, drain: bool) -> Draining:
+        """From now on `live` answers. What is inside the former one stays there (`drain`; returned, and watched from
+        this moment on), or is asked again."""
         former = [upstream for upstream in (self.live, self.standby) if upstream]
         if live and live.dead:
             live, standby = standby, None
@@ -226,8 +235,11 @@ class Router:
                 inside = set(upstream.busy)
             elif upstream is not standby or not drain:
                 self.take_back(upstream, list(upstream.busy))
+        draining = Draining(inside, self._loop.create_future())
+        if inside:
+            self._draining.append(draining)
         self.pump()
-        return inside
+        return draining
 
     def take_back(self, upstream: Upstream, exchanges: list[Exchange]) -> int:
         """Ask others what is inside `upstream`; how many."""
@@ -242,15 +254,10 @@ class Router:
         self.pump()
         return count
 
-    async def drained(self, inside: set[Exchange], seconds: float) -> bool:
+    async def drained(self, draining: Draining, seconds: float) -> bool:
         """Wait until those have ended; whether they did in time."""
-        if not inside:
-            return True
-        done: asyncio.Future[None] = self._loop.create_future()
-        entry = (inside, done)
-        self._draining.append(entry)
         try:
-            await asyncio.wait({done}, timeout=seconds)
+            await asyncio.wait({draining.done}, timeout=seconds)
         finally:
-            self._draining.remove(entry)
-        return not inside
+            self._draining.remove(draining)
+        return not draining.inside

@@ -19,7 +19,7 @@ from interlock_agent import __version__
 from interlock_agent.host.front import routes
 from interlock_agent.host.front.client import Client
 from interlock_agent.host.front.http import Request
-from interlock_agent.host.front.router import ANSWER_S, NO_WORKER_S, Router
+from interlock_agent.host.front.router import ANSWER_S, NO_WORKER_S, Draining, Router
 from interlock_agent.host.front.upstream import Upstream
 from interlock_agent.host.wire import LENGTH, MAX_BODY_BYTES, MAX_DOCUMENT_BYTES, decode, encode
 
@@ -128,21 +128,20 @@ class Service:
             live, standby = standby, None
         drain_s = float(order.get("drain_s") or 0.0)
         before = self.router.live
-        inside = self.router.switch(live, standby, drain=drain_s > 0)
+        draining = self.router.switch(live, standby, drain=drain_s > 0)
         swap_ms = (self.now() - began) * 1000
         self._send({"re": number, "switched": {"swap_ms": swap_ms}})
-        count = len(inside)
-        if inside and before:
-            task = self._loop.create_task(self._drain(number, before, inside, drain_s, swap_ms))
+        if draining.inside and before:
+            task = self._loop.create_task(self._drain(number, before, draining, drain_s, swap_ms))
             task.add_done_callback(lambda done: done.exception())
         else:
             self._forget()
-            self._send({"re": number, "drained": {"drained": count, "cut": 0, "swap_ms": swap_ms}})
+            self._send({"re": number, "drained": {"drained": 0, "cut": 0, "swap_ms": swap_ms}})
 
-    async def _drain(self, number: int, former: Upstream, inside: Any, seconds: float, swap_ms: float) -> None:
-        count, cut = len(inside), 0
-        if not await self.router.drained(inside, seconds):
-            cut = self.router.take_back(former, list(inside))
+    async def _drain(self, number: int, former: Upstream, draining: Draining, seconds: float, swap_ms: float) -> None:
+        count, cut = len(draining.inside), 0
+        if not await self.router.drained(draining, seconds):
+            cut = self.router.take_back(former, list(draining.inside))
         self._forget()
         self._send({"re": number, "drained": {"drained": count - cut, "cut": cut, "swap_ms": swap_ms}})
 

@@ -45,6 +45,8 @@ def step(unit: Unit, event: s.Event, now: float, at: float) -> Step:
     after, effects = ROWS[unit.phase, type(event)](unit, event, now, at)
     if unit.unrecorded and not any(isinstance(effect, s.Record) for effect in effects):
         effects = (s.Record(must=False), *effects)
+    if unit.adrift and not any(isinstance(effect, s.LinkLive) for effect in effects):
+        effects = (*effects, s.LinkLive(after.trial.slot if after.trial else after.confirmed_slot))
     if unit.doubtful and not unit.trial:
         effects = (s.LinkConfirmed(unit.confirmed_slot), *effects)
     return after, effects

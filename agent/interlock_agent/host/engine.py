@@ -120,7 +120,7 @@ class Engine:
             seat.wake.clear()
             at = core.wake_at(seat.unit)
             wait = None if at is None else min(LOOK_S, max(0.0, at - self._clock.now()))
-            if seat.unit.unrecorded or seat.unit.doubtful:
+            if seat.unit.unrecorded or seat.unit.adrift or seat.unit.doubtful:
                 wait = min(wait if wait is not None else RETRY_WRITE_S, RETRY_WRITE_S)
             woken = asyncio.ensure_future(seat.wake.wait())
             waits: list[asyncio.Future[Any]] = [woken]
@@ -184,6 +184,8 @@ class Engine:
             log.error("unit=%s effect=%s failed: %s", seat.unit.name, effect, failure)
             if isinstance(effect, states.Record) and not effect.must:
                 seat.unit = replace(seat.unit, unrecorded=True)
+            if isinstance(effect, states.LinkLive) and not effect.must:
+                seat.unit = replace(seat.unit, adrift=True)
             if isinstance(effect, states.LinkConfirmed) and not effect.must:
                 seat.unit = replace(seat.unit, doubtful=True)
             return failure
@@ -197,6 +199,7 @@ class Engine:
 
     async def _link_live(self, seat: Seat, effect: Any) -> None:
         await self._store.link(seat.unit.name, "live", effect.slot)
+        seat.unit = replace(seat.unit, adrift=False)
 
     async def _link_confirmed(self, seat: Seat, effect: Any) -> None:
         await self._store.link(seat.unit.name, "confirmed", effect.slot)

@@ -98,6 +98,7 @@ class Unit:
     retry_at: float = 0.0  # when the confirmed release's worker is started again; 0: not waiting
     started: int = 0  # workers the host started by itself; makes their ids
     unrecorded: bool = False  # the disk refused a record that could not wait: written at the next occasion
+    adrift: bool = False  # the disk refused to move `live`: moved at the next occasion
     doubtful: bool = False  # the disk failed while `confirmed` was moved: put right when the trial ends
 
     def own(self) -> Worker | None:

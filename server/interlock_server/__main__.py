@@ -110,9 +110,9 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         stack.callback(lock.release)
         parts = await stack.enter_async_context(_parts(settings.data))
         tokens = Tokens(parts.database, clock)
-        broker_port, address = 0, None
+        broker_port, subscribed = 0, asyncio.Event()
         if settings.broker is None:
-            embedded = EmbeddedBroker(tokens.is_device)
+            embedded = EmbeddedBroker(tokens.is_device, subscribed)
             host, broker_port = await embedded.start(*settings.broker_listen)
             stack.push_async_callback(embedded.stop)
             address = Address(_reachable(host), broker_port, SERVER, embedded.password)
@@ -137,12 +137,20 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         await catalogue.recover()
         await intake.start()
         token = await _first_token(tokens, settings)
-        for work in (engine.run(catalogue), link.run(engine.received, engine.connected)):
+        for work in (engine.run(catalogue), link.run(engine.received, _both(engine.connected, subscribed.set))):
             await stack.enter_async_context(_background(work))
         listens = config.show(*await _listen(api.make(known), settings.listen, stack))
         running = Running(settings.public_url or f"http://{listens}", address.public, token)
         await asyncio.to_thread(_write_addresses, settings, running, listens)
         yield running
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def both() -> None:
+        first()
+        second()
+
+    return both
 
 
 def _reachable(host: str) -> str:

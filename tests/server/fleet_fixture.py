@@ -273,7 +273,9 @@ class Fleet:
     online: Json
     token: str
 
-    async def put(self, content: bytes, form: str = "identity", size: int | None = None, **more: Any) -> tuple[int, Any]:
+    async def put(
+        self, content: bytes, form: str = "identity", size: int | None = None, **more: Any
+    ) -> tuple[int, Any]:
         """Upload a segment."""
         sha256 = more.pop("sha256", canonical.sha256(content))
         headers = {"Interlock-Form": form, "Interlock-Size": str(len(content) if size is None else size)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from interlock_shared import topics
-from tests.server.fleet_fixture import Fleet, opened, running
+from tests.server.fleet_fixture import Fleet, Json, opened, running
 
 
 async def test_a_release_reaches_a_device_and_is_confirmed_only_by_its_word(fleet: Fleet) -> None:
@@ -22,7 +22,7 @@ async def test_a_release_reaches_a_device_and_is_confirmed_only_by_its_word(flee
         wish = desired.units["detector"]
         assert (wish.version, wish.manifest_sha256) == ("1.0.0", release["manifest_sha256"])
 
-        about = {"unit": "detector", "assignment": wish.assignment, "manifest_sha256": wish.manifest_sha256}
+        about: Json = {"unit": "detector", "assignment": wish.assignment, "manifest_sha256": wish.manifest_sha256}
         for kind in ("accepted", "staged", "switched"):
             await link.send("event", device.event(kind, **about))
         await link.acked(3)

@@ -39,7 +39,7 @@ class Address:
         """Raises Invalid."""
         parts = urlsplit(url)
         try:
-            port = parts.port or 1883
+            port = 1883 if parts.port is None else parts.port
         except ValueError:
             port = 0
         if parts.scheme != "mqtt" or not parts.hostname or not port or parts.path.strip("/"):

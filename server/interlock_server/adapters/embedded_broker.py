@@ -9,8 +9,9 @@ any size, and shows a newcomer what is retained for other people's subscriptions
 3. A will goes to the client's own presence and nowhere else.
 4. The client id becomes the user name and the session a clean one: nobody takes over a neighbour's, nothing is kept
    for the absent (outbox and retained documents do that).
-5. An older connection of the same client has ended, its will included, before the new one begins.
-6. A packet above PACKET_MAX_BYTES or a silence of 1.5 keep-alive periods ends the connection.
+5. The server itself listens: what nobody hears would be acknowledged, and lost.
+6. An older connection of the same client has ended, its will included, before the new one begins.
+7. A packet above PACKET_MAX_BYTES or a silence of 1.5 keep-alive periods ends the connection.
 
 After it amqtt asks `allowed` for each publish, subscription and delivery.
 """
@@ -142,16 +143,18 @@ def parse_connect(body: bytes) -> Connect:
 
 
 class _Reader(ReaderAdapter):  # type: ignore[misc]
-    """What amqtt reads: the checked CONNECT, then the connection, bounded in size and silence (step 6)."""
+    """What amqtt reads: the checked CONNECT, then the connection, bounded in size and silence (step 7)."""
 
     def __init__(self, first: bytes, reader: asyncio.StreamReader, silence: float | None) -> None:
         self._first, self._reader, self._silence = first, reader, silence
+        self._over = False
 
     async def read(self, n: int = -1) -> bytes:
         if self._first:
             part, self._first = self._first[:n], self._first[n:]
             return part
-        if not 0 <= n <= PACKET_MAX_BYTES:
+        if self._over or not 0 <= n <= PACKET_MAX_BYTES:
+            self._over = True  # nothing more: what follows would be read out of step
             return b""  # amqtt takes it for the end of the connection
         pieces, left = [], n
         while left:
@@ -159,6 +162,7 @@ class _Reader(ReaderAdapter):  # type: ignore[misc]
                 async with asyncio.timeout(self._silence):
                     piece = await self._reader.readexactly(min(left, PIECE_BYTES))
             except (TimeoutError, OSError, asyncio.IncompleteReadError):
+                self._over = True
                 return b""
             pieces.append(piece)
             left -= len(piece)
@@ -197,13 +201,14 @@ class _Connection:
 
 
 class EmbeddedBroker:
-    """`start`, `stop`; `address` is where it listens, `password` what the server itself connects with."""
+    """`start`, `stop`; `password` is what the server connects with; `listening` is set once it has subscribed."""
 
     LOGGERS: ClassVar = ("amqtt", "transitions", "websockets")
 
-    def __init__(self, authenticate: Authenticate) -> None:
+    def __init__(self, authenticate: Authenticate, listening: asyncio.Event) -> None:
         self._authenticate = authenticate
         self.password = secrets.token_urlsafe(32)
+        self._listening = listening
         self._connections: dict[str, _Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -261,6 +266,9 @@ class EmbeddedBroker:
         own = connect.username == SERVER or topics.device_topic("presence", connect.username)
         if connect.will and own is not True and connect.will[0] != own:  # 3
             raise Refused(NOT_AUTHORISED, f"({connect.username}) has a will that is not its presence")
+        if connect.username != SERVER:
+            async with asyncio.timeout(CONNECT_S):
+                await self._listening.wait()  # 5
         await self._serve(connect, reader, writer)
 
     async def _knows(self, username: str, password: str) -> bool:
@@ -270,14 +278,14 @@ class EmbeddedBroker:
 
     async def _serve(self, connect: Connect, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         mine = _Connection(writer, asyncio.Event())
-        while (older := self._connections.get(connect.username)) is not None:  # 5
+        while (older := self._connections.get(connect.username)) is not None:  # 6
             older.writer.transport.abort()
             async with asyncio.timeout(TAKE_OVER_S):
                 await older.ended.wait()
         self._connections[connect.username] = mine
         silence = connect.keepalive * 1.5 or None
         try:
-            guarded = _Reader(connect.checked_packet(), reader, silence)  # 4, 6
+            guarded = _Reader(connect.checked_packet(), reader, silence)  # 4, 7
             await self._broker.external_connected(guarded, StreamWriterAdapter(writer), "default")
         finally:
             await self._broker.forget(connect.username)

@@ -53,7 +53,7 @@ ROUTES = (
     Route("POST", topics.RELEASES, releases.post, "publisher", models.ReleaseBody, 201),
     Route("GET", topics.RELEASES, releases.index, "viewer", query=("model",)),
     Route("GET", topics.RELEASE, releases.get, "viewer"),
-    Route("GET", topics.MANIFEST, releases.manifest, "viewer"),
+    Route("GET", topics.MANIFEST, releases.manifest, DEVICE),
     Route("POST", topics.PERMIT, releases.permit, "operator", models.PermitBody),
     Route("POST", topics.ROLLOUTS, rollouts.post, "operator", models.RolloutBody, 201),
     Route("GET", topics.ROLLOUTS, rollouts.index, "viewer", query=("limit",)),

@@ -1,0 +1,272 @@
+"""The API: hostile input, roles, enrolment, tokens, audit; and that its description is true."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from securesystemslib.signer import CryptoSigner
+from yarl import URL
+
+from interlock_server.http.app import DEVICE, NOBODY, ROUTES, STATUS
+from interlock_server.http.openapi import public_path
+from interlock_shared import errors, topics
+from tests.server.fleet_fixture import Fleet, running
+
+DEEP = b"[" * 20_000
+BODIES: list[tuple[bytes, int]] = [
+    (b"", 400),
+    (b"null", 400),
+    (b"[]", 400),
+    (b"\xff", 400),
+    (b'{"a":1,"a":1}', 400),
+    (b'{"a":NaN}', 400),
+    (DEEP, 400),
+    (b'{"x":' + DEEP + b"}", 400),
+    (b'{"unknown":"field"}', 400),
+    (b'{"x":"\\ud800"}', 400),
+    (b'{"n":' + b"9" * 5000 + b"}", 400),
+]
+WITH_BODY = [route for route in ROUTES if route.body is not None]
+
+
+@pytest.mark.parametrize("path", sorted({route.path for route in WITH_BODY}))
+async def test_malformed_bodies_are_refused_with_a_typed_error(fleet: Fleet, path: str) -> None:
+    path = path.replace("{model}", "detector").replace("{version}", "1.0.0").replace("{id}", "x")
+    optional = path == topics.DEVICE_TOKENS or path.endswith("permit")
+    for body, status in BODIES:
+        got, document = await fleet.admin.ask("POST", path, data=body)
+        assert got == status, (body[:40], document)
+        assert set(document) == {"kind", "code", "message", "details"}
+    if not optional:
+        got, _ = await fleet.admin.ask("POST", path, data=b"{}")
+        assert got == 400
+    got, document = await fleet.admin.ask("POST", path, data=io.BytesIO(b" " * (24 * 1024 * 1024)))
+    assert (got, document["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("GET", "/", None, 404, "no_route"),
+        ("GET", "/v1/nothing", None, 404, "no_route"),
+        ("PATCH", topics.RELEASES, None, 405, "method_not_allowed"),
+        ("GET", "/v1/releases/detector/9.9.9", None, 404, "no_release"),
+        ("GET", "/v1/releases/detector/9.9.9/manifest", None, 404, "no_release"),
+        ("POST", "/v1/releases/detector/9.9.9/permit", {}, 404, "no_release"),
+        ("GET", "/v1/devices/nobody", None, 404, "no_device"),
+        ("GET", "/v1/devices/nobody/history", None, 404, "no_device"),
+        ("GET", "/v1/devices/nobody/verdicts", None, 404, "no_device"),
+        ("GET", "/v1/devices/x/history?limit=0", None, 400, "invalid"),
+        ("GET", "/v1/events?limit=99999", None, 400, "invalid"),
+        ("GET", "/v1/events?before=-1", None, 400, "invalid"),
+        ("GET", "/v1/events?limit=%C2%B2", None, 400, "invalid"),
+        ("GET", "/v1/devices?label=berlin", None, 400, "invalid"),
+        ("GET", "/v1/rollouts/r-0", None, 404, "no_rollout"),
+        ("POST", "/v1/rollouts/r-0/abort", None, 404, "no_rollout"),
+        ("POST", topics.ROLLOUTS, {"model": "detector", "version": "9.9.9", "to": {"all": True}}, 404, "no_release"),
+        ("POST", topics.ROLLOUTS, {"model": "detector", "version": "1.0.0", "to": {"all": True}}, 404, "no_device"),
+        ("POST", topics.ROLLOUTS, {"model": "detector", "version": "1.0.0", "to": {}}, 400, "invalid"),
+        ("POST", topics.ROLLOUTS, {"model": "detector", "version": "1.0.0", "to": {"labels": {}}}, 400, "invalid"),
+        (
+            "POST",
+            topics.ROLLOUTS,
+            {"model": "detector", "version": "1.0.0", "to": {"all": True, "device": "x"}},
+            400,
+            "invalid",
+        ),
+        ("POST", topics.ROLLOUTS, {"model": "../etc", "version": "1.0.0", "to": {"all": True}}, 400, "invalid"),
+        ("POST", topics.DEVICE_TOKENS, {"device": "+"}, 400, "invalid"),
+        ("POST", topics.DEVICE_TOKENS, {"device": "a/b"}, 400, "invalid"),
+        ("POST", topics.DEVICE_TOKENS, {"hours": 1e300}, 400, "invalid"),
+        ("POST", topics.API_TOKENS, {"name": "x", "role": "root"}, 400, "invalid"),
+        ("DELETE", topics.API_TOKENS, None, 400, "invalid"),
+        ("DELETE", topics.API_TOKENS + "?id=none", None, 404, "not_found"),
+        ("GET", "/v1/metadata/..%2F..%2Fserver.db", None, 404, "not_found"),
+        ("GET", "/v1/metadata/%2Fetc%2Fpasswd", None, 404, "not_found"),
+        ("GET", "/v1/metadata/1.root.json%00", None, 404, "not_found"),
+        ("GET", "/v1/metadata/target/other.json", None, 404, "not_found"),
+        ("POST", topics.BLOBS_MISSING, {"sha256": ["zz"]}, 400, "invalid"),
+        ("GET", "/v1/blobs/zz", None, 400, "invalid"),
+        ("GET", "/v1/blobs/" + "0" * 64, None, 404, "not_found"),
+    ],
+)
+async def test_what_is_not_there_or_not_right(
+    fleet: Fleet, method: str, path: str, body: Any, status: int, code: str
+) -> None:
+    if code == "no_device" and path == topics.ROLLOUTS:
+        await fleet.publish("1.0.0")
+    url = URL(fleet.admin.url + path, encoded=True)
+    headers = {"Authorization": f"Bearer {fleet.token}"}
+    async with fleet.admin.session.request(method, url, json=body, headers=headers) as response:
+        document = await response.json()
+        assert (response.status, document["code"]) == (status, code), document
+
+
+CREDENTIALS = (
+    "",
+    "Bearer",
+    "Bearer ilk_wrong",
+    "Basic !!",
+    "Basic eDp5",
+    "Basic eA==",
+    "Digest x",
+    "Bearer ilk_\u00e4",
+)
+
+
+async def test_every_route_asks_who_it_is(fleet: Fleet) -> None:
+    for route in ROUTES:
+        path = public_path(route.path).replace("{", "").replace("}", "")
+        for given in CREDENTIALS:
+            url = fleet.admin.url + path
+            async with fleet.admin.session.request(route.method, url, headers={"Authorization": given}) as response:
+                if route.role == NOBODY:
+                    assert response.status != 401 or route.path == topics.ENROL
+                else:
+                    assert response.status == 401, (route.path, given)
+                    assert "Bearer" in response.headers["WWW-Authenticate"]
+                    assert (await response.json())["code"] == "unauthenticated"
+
+
+async def test_every_route_asks_for_its_role(fleet: Fleet) -> None:
+    roles = ["viewer", "operator", "publisher", "admin"]
+    clients = {}
+    for role in roles:
+        made = await fleet.admin.post(topics.API_TOKENS, {"name": role, "role": role})
+        clients[role] = fleet.client(made["token"])
+    device = await fleet.enrol("edge-1")
+    basic = {"headers": {"Authorization": aiohttp.encode_basic_auth(device.id, device.password)}}
+    for route in ROUTES:
+        path = public_path(route.path).replace("{", "").replace("}", "")
+        if route.role == NOBODY or path == topics.METRICS:
+            continue
+        needed = "publisher" if route.role == DEVICE else route.role
+        for role in roles:
+            status, document = await clients[role].ask(route.method, path)
+            may = roles.index(role) >= roles.index(needed)
+            assert (document.get("code") == "role_needed") is not may, (route.path, role, status)
+        status, document = await fleet.client(None).ask(route.method, path, **basic)
+        assert (document.get("code") == "role_needed") is (route.role != DEVICE)
+
+
+async def test_a_revoked_token_is_unknown(fleet: Fleet) -> None:
+    made = await fleet.admin.post(topics.API_TOKENS, {"name": "ci", "role": "viewer"})
+    client = fleet.client(made["token"])
+    await client.get(topics.DEVICES)
+    listed = (await fleet.admin.get(topics.API_TOKENS))["tokens"]
+    assert [one["name"] for one in listed] == ["first", "ci"]
+    assert "sha256" not in listed[0]
+    await fleet.admin.ask("DELETE", f"{topics.API_TOKENS}?id={made['id']}")
+    status, _ = await client.ask("GET", topics.DEVICES)
+    assert status == 401
+
+
+async def test_the_description_is_true(fleet: Fleet) -> None:
+    document = await fleet.client(None).get(topics.OPENAPI)
+    described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert described == {(route.method, public_path(route.path)) for route in ROUTES}
+    operations = [one for methods in document["paths"].values() for one in methods.values()]
+    assert len({one["operationId"] for one in operations}) == len(operations)
+    assert all(one["summary"] for one in operations)
+    for route in WITH_BODY:
+        schema = document["paths"][public_path(route.path)][route.method.lower()]["requestBody"]["content"]
+        name = schema["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        assert document["components"]["schemas"][name]["additionalProperties"] is False
+
+
+def test_every_class_of_error_has_its_status() -> None:
+    given = {kind: next(status for one, status in STATUS if issubclass(kind, one)) for kind in errors.KINDS.values()}
+    assert given[errors.Invalid] == 400
+    assert given[errors.Untrusted] == 422
+    assert given[errors.NoSpace] == 507
+    assert given[errors.Unreachable] == 502
+    assert all(400 <= status < 600 for status in given.values())
+
+
+# --- enrolment ----------------------------------------------------------------------------------------------------
+
+
+def enrolment(token: str, **more: Any) -> dict[str, Any]:
+    key = CryptoSigner.generate_ed25519().public_key
+    return {"token": token, "key": {"keyid": key.keyid, "key": key.to_dict()}, "agent": "0.1.0", **more}
+
+
+async def test_a_token_enrols_one_device_once(fleet: Fleet) -> None:
+    anyone = fleet.client(None)
+    made = await fleet.admin.post(topics.DEVICE_TOKENS, {"labels": {"site": "berlin"}})
+    bodies = [enrolment(made["token"], name=f"edge-{number}") for number in range(5)]
+    answers = await asyncio.gather(*(anyone.ask("POST", topics.ENROL, body) for body in bodies))
+    assert sorted(status for status, _ in answers) == [201, 401, 401, 401, 401]
+    identity = next(document for status, document in answers if status == 201)
+    assert identity["labels"] == {"site": "berlin"}
+    assert identity["broker"] == f"mqtt://127.0.0.1:{fleet.broker[1]}"
+    assert len((await fleet.admin.get(topics.DEVICES))["devices"]) == 1
+
+
+async def test_a_token_is_not_used_up_by_a_bad_key(fleet: Fleet) -> None:
+    anyone = fleet.client(None)
+    made = await fleet.admin.post(topics.DEVICE_TOKENS, {})
+    for key in (
+        {"keyid": "x", "key": {}},
+        {"keyid": "x", "key": {"keytype": "rsa", "scheme": "x", "keyval": {"public": "y"}}},
+    ):
+        status, _ = await anyone.ask("POST", topics.ENROL, {**enrolment(made["token"]), "key": key})
+        assert status == 400
+    identity = await anyone.post(topics.ENROL, enrolment(made["token"]))
+    assert identity["device"].startswith("device-")
+
+
+async def test_a_name_that_is_taken_needs_a_token_for_it(fleet: Fleet) -> None:
+    anyone = fleet.client(None)
+    before = await fleet.enrol("edge-1")
+    made = await fleet.admin.post(topics.DEVICE_TOKENS, {})
+    status, document = await anyone.ask("POST", topics.ENROL, enrolment(made["token"], name="edge-1"))
+    assert (status, document["code"]) == (409, "device_exists")
+    after = await fleet.enrol("edge-1")  # made for exactly this device
+    assert after.password != before.password
+    old = {"headers": {"Authorization": aiohttp.encode_basic_auth("edge-1", before.password)}}
+    assert (await anyone.ask("GET", "/v1/devices/edge-1/desired", **old))[0] == 401
+
+
+async def test_an_expired_token_is_refused(tmp_path: Path) -> None:
+    now = [datetime.now(UTC)]
+    async with running(tmp_path / "server", clock=lambda: now[0]) as fleet:
+        made = await fleet.admin.post(topics.DEVICE_TOKENS, {"hours": 1})
+        now[0] += timedelta(hours=1)
+        status, _ = await fleet.client(None).ask("POST", topics.ENROL, enrolment(made["token"]))
+        assert status == 401
+
+
+async def test_every_change_is_in_the_audit_log(fleet: Fleet) -> None:
+    await fleet.publish("1.0.0")
+    await fleet.enrol("edge-1")
+    body = {"model": "detector", "version": "1.0.0", "to": {"all": True}}
+    started = await fleet.admin.post(topics.ROLLOUTS, body)
+    await fleet.admin.post(f"/v1/rollouts/{started['id']}/abort")
+    await fleet.admin.post("/v1/releases/detector/1.0.0/permit", {"devices": ["edge-1"]})
+    lines = (await fleet.admin.get(topics.AUDIT))["audit"]
+    assert [one["action"] for one in reversed(lines)] == [
+        "token.create",
+        "trust.update",
+        "blob.upload",
+        "release.publish",
+        "device.invite",
+        "device.enrol",
+        "rollout.start",
+        "rollout.abort",
+        "permit.issue",
+    ]
+    assert {one["address"] for one in lines} == {"127.0.0.1", "local"}
+
+
+async def test_figures_for_prometheus(fleet: Fleet) -> None:
+    await fleet.enrol("edge-1")
+    headers = {"Authorization": f"Bearer {fleet.token}"}
+    async with fleet.admin.session.get(fleet.admin.url + topics.METRICS, headers=headers) as response:
+        assert 'interlock_devices{online="false"} 1.0' in await response.text()

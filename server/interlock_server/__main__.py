@@ -40,6 +40,7 @@ from interlock_shared.errors import InterlockError
 log = logging.getLogger("interlock_server")
 
 SHUTDOWN_S = 5.0  # for requests that are being answered
+LINGER_S = 1.0  # for the rest of a body that was refused: the answer should arrive, the body need not
 
 HELP = """\
 The update server of Interlock: API, database, segments, TUF repository and MQTT broker, in one process.
@@ -92,7 +93,9 @@ async def _parts(data: Path) -> AsyncIterator[_Parts]:
 
 
 async def _listen(app: web.Application, address: tuple[str, int], stack: AsyncExitStack) -> tuple[str, int]:
-    runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(
+        app, handle_signals=False, access_log=None, shutdown_timeout=SHUTDOWN_S, lingering_time=LINGER_S
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     site = web.TCPSite(runner, *address)

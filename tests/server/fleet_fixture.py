@@ -307,10 +307,15 @@ class Fleet:
 
 @asynccontextmanager
 async def running(
-    folder: Path, offline: Offline | None = None, token: str | None = None, ports: tuple[int, int] = (0, 0), **more: Any
+    folder: Path,
+    offline: Offline | None = None,
+    token: str | None = None,
+    ports: tuple[int, int] = (0, 0),
+    broker: str | None = None,
+    **more: Any,
 ) -> AsyncIterator[Fleet]:
     """A server on that folder; a new one gets its trust metadata."""
-    settings = Settings(folder, ("127.0.0.1", ports[0]), None, ("127.0.0.1", ports[1]), None, None)
+    settings = Settings(folder, ("127.0.0.1", ports[0]), broker, ("127.0.0.1", ports[1]), None, None)
     async with serve(settings, **more) as server, aiohttp.ClientSession() as session:
         admin = Client(session, server.url, server.token or token)
         assert admin.token is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from interlock_server.adapters.embedded_broker import EmbeddedBroker
 from interlock_shared import canonical, topics, trust
 from interlock_shared.documents import Verdict
 from tests.server.fleet_fixture import Device, Fleet, Json, opened, running
@@ -272,7 +273,7 @@ async def test_restarts_in_any_order_converge_and_lose_no_event(tmp_path: Path, 
 
         while not seen or seen[-1] < 20:
             try:
-                async with device.online() as link:
+                async with device.online(timeout=1) as link:
                     for event in unacknowledged[seen[-1] if seen else 0 :]:
                         await link.send("event", event)
                     await link.until(lambda one: bool(one.acks))
@@ -291,3 +292,45 @@ async def test_restarts_in_any_order_converge_and_lose_no_event(tmp_path: Path, 
         async with device.online() as link:
             await fleet3.admin.post(topics.ROLLOUTS, body)
             await link.until(lambda one: bool(one.desired))
+
+
+async def test_a_broker_that_restarts_gets_everything_again(tmp_path: Path, free_port: Any) -> None:
+    """A broker outside that forgot what was retained, while the server goes on: both reconnect and converge."""
+    port, password = free_port(), ""
+    devices: dict[str, str] = {}
+
+    async def knows(name: str, word: str) -> bool:
+        return bool(devices.get(name) == word)
+
+    listening = asyncio.Event()
+    listening.set()
+
+    async def broker() -> EmbeddedBroker:
+        one = EmbeddedBroker(knows, listening)
+        one.password = password or one.password
+        await one.start("127.0.0.1", port)
+        return one
+
+    outside = await broker()
+    password = outside.password
+    url = f"mqtt://%40server:{password}@127.0.0.1:{port}"
+    async with running(tmp_path / "server", broker=url) as fleet:
+        assert (await fleet.admin.get(topics.STATUS))["broker"] == f"mqtt://127.0.0.1:{port}"
+        await fleet.publish("1.0.0")
+        device = await fleet.enrol("edge-1")
+        assert device.port == port
+        devices[device.id] = device.password
+        await fleet.admin.post(topics.ROLLOUTS, {"model": "detector", "version": "1.0.0", "to": {"all": True}})
+        async with device.online() as link:
+            await link.until(lambda one: bool(one.desired))
+            before = link.desired[0]
+        await outside.stop()
+        status, _ = await fleet.admin.ask("GET", topics.STATUS)
+        assert status == 200  # the API does not care
+        outside = await broker()
+        async with device.online() as link:
+            await link.until(lambda one: bool(one.desired))
+            assert link.desired[0] == before
+            await link.send("event", device.event("accepted"))
+            await link.acked(1)
+    await outside.stop()

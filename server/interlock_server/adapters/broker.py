@@ -22,7 +22,7 @@ from interlock_shared.limits import BACKOFF_CAP_S, BACKOFF_FIRST_S
 log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 30
-PUBLISH_S = 20.0  # an unanswered publish: the connection is dead though the socket does not know it yet
+PUBLISH_S = 5.0  # an unanswered publish: the connection is dead, and aiomqtt does not end what waits in it
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ PIECE_BYTES = 64 * 1024  # read at once, so that a slow link that still moves is
 TAKE_OVER_S = 5.0  # for the older connection's end
 CONNECTIONS_MAX = 20_000  # above what one process of this broker serves well; a larger fleet has a broker of its own
 
-OLD_PROTOCOL, BAD_CREDENTIALS, NOT_AUTHORISED = 1, 4, 5  # CONNACK return codes (MQTT 3.1.1, 3.2.2.3)
+OLD_PROTOCOL, UNAVAILABLE, BAD_CREDENTIALS, NOT_AUTHORISED = 1, 3, 4, 5  # CONNACK return codes (MQTT 3.1.1, 3.2.2.3)
 
 Authenticate = Callable[[str, str], Awaitable[bool]]
 
@@ -246,7 +246,8 @@ class EmbeddedBroker:
             if len(self._tasks) <= CONNECTIONS_MAX:
                 await self._admit(reader, writer)
         except Refused as refused:
-            log.warning("a client from %s %s", writer.get_extra_info("peername"), refused)
+            level = logging.INFO if refused.code == UNAVAILABLE else logging.WARNING
+            log.log(level, "a client from %s %s", writer.get_extra_info("peername"), refused)
             writer.write(bytes((0x20, 0x02, 0x00, refused.code)))
         except (Invalid, OSError, TimeoutError, asyncio.IncompleteReadError) as bad:
             log.info("a client from %s: %s", writer.get_extra_info("peername"), bad)
@@ -267,9 +268,16 @@ class EmbeddedBroker:
         if connect.will and own is not True and connect.will[0] != own:  # 3
             raise Refused(NOT_AUTHORISED, f"({connect.username}) has a will that is not its presence")
         if connect.username != SERVER:
-            async with asyncio.timeout(CONNECT_S):
-                await self._listening.wait()  # 5
+            await self._until_listening()  # 5
         await self._serve(connect, reader, writer)
+
+    async def _until_listening(self) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await self._listening.wait()
+        except (TimeoutError, asyncio.CancelledError):
+            # Said, not only closed: a client that gets no CONNACK may wait for it as long as its own timeout.
+            raise Refused(UNAVAILABLE, "came while the server did not listen") from None
 
     async def _knows(self, username: str, password: str) -> bool:
         if username == SERVER:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-NOBODY, DEVICE = "", "device"  # beside the roles: no credentials needed; a device's (or a publisher's) needed
+NOBODY, DEVICE = "", "device"  # beside the roles: no credentials are needed; a device's are, or a person's
 
 
 class Route(NamedTuple):
@@ -37,6 +37,7 @@ class Route(NamedTuple):
     body: type[BaseModel] | None = None
     status: int = 200
     query: tuple[str, ...] = ()
+    person: str = "publisher"  # the role that a person needs where a device may too
 
 
 ROUTES = (
@@ -53,7 +54,7 @@ ROUTES = (
     Route("POST", topics.RELEASES, releases.post, "publisher", models.ReleaseBody, 201),
     Route("GET", topics.RELEASES, releases.index, "viewer", query=("model",)),
     Route("GET", topics.RELEASE, releases.get, "viewer"),
-    Route("GET", topics.MANIFEST, releases.manifest, DEVICE),
+    Route("GET", topics.MANIFEST, releases.manifest, DEVICE, person="viewer"),
     Route("POST", topics.PERMIT, releases.permit, "operator", models.PermitBody),
     Route("POST", topics.ROLLOUTS, rollouts.post, "operator", models.RolloutBody, 201),
     Route("GET", topics.ROLLOUTS, rollouts.index, "viewer", query=("limit",)),
@@ -165,7 +166,7 @@ async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
     if route is not None and route.role != NOBODY:
         who = await _who(request)
         if who.role != DEVICE:
-            require(who, "publisher" if route.role == DEVICE else route.role)
+            require(who, route.person if route.role == DEVICE else route.role)
         elif route.role != DEVICE:
             raise errors.Forbidden("a device may not do this", code="role_needed", needs=route.role)
         request[ACTOR] = who

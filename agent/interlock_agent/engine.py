@@ -253,7 +253,7 @@ class Engine:
             after = after.having(**happened.changes)
         if phase is Phase.CONFIRMED and happened.event is Event.YES:
             after = wishes.confirmed(after, self.shared.fingerprint_sha256)
-        if phase in RESTING and after.attempt is not None:
+        if phase in RESTING and after.attempt is not None and after.attempt.wish.origin == "rollout":
             after = replace(after, done=after.attempt.wish.assignment)
         return after
 

@@ -17,8 +17,12 @@ DEPTH_MAX = 32  # deeper documents than any of ours; keeps the parser off the re
 
 
 def encode(document: Any) -> bytes:
-    """Canonical bytes of a JSON-able value. Raises ValueError for NaN or Infinity."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """Canonical bytes of a JSON-able value. Raises ValueError for NaN or Infinity, Invalid for half a character."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # JSON may spell one half of a surrogate pair; UTF-8 has no bytes for it
+        raise Invalid("a text holds half of a surrogate pair", field="document") from None
 
 
 def sha256(data: bytes) -> str:

@@ -45,12 +45,14 @@ class Attempt:
     judgements: int = 0  # inconclusive ones so far
     until: float = 0.0  # seconds since the epoch; 0: not waiting, -1: waits for a person
     failed_check: str = ""  # why it was rejected or reverted, as the quarantine needs it
-    permit: str = ""  # origin of a sideload: the archive's permit was accepted
+    failed_at: float = 0.0  # when a check of the trial failed: CLOCK_BOOTTIME, for the time until the device was back
+    seen: dict[str, Any] = field(default_factory=dict)  # what was seen then; journaled before the revert
 
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """A unit as the journal holds it. `done`: the wish that ended last, so that it is not tried again by repetition."""
+    """A unit as the journal holds it. `done`: the server's wish that ended last, so that repeating it is a no-op, also
+    after somebody installed something else by hand."""
 
     unit: str
     phase: str = Phase.IDLE.value

@@ -40,8 +40,11 @@ class Input:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        for line in sys.stdin.buffer:
-            self._lines.put(line)
+        rest = b""
+        while piece := os.read(0, 65536):  # not sys.stdin: its lock would be held when this process ends
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                self._lines.put(line)
         os._exit(3)  # the agent is gone, or no longer wants this
 
     def line(self) -> bytes:

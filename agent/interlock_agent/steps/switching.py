@@ -142,7 +142,7 @@ async def watch(step: Step) -> Happened:
         if judgement.outcome == trial.UNHEALTHY:
             data = {"check": judgement.check, "message": judgement.message, "figures": figures}
             data["last_errors"] = list(counters.get("last_errors", []))[-5:]
-            changes = {"failed_check": judgement.check}
+            changes = {"failed_check": judgement.check, "failed_at": clock.monotonic(), "seen": data}
             return Happened(Event.UNHEALTHY, changes=changes, reason=judgement.check, data=data)
         event = await step.ports.host.event(step.name, LOOK_S)
         kind = (event or {}).get("event")
@@ -195,17 +195,19 @@ async def confirm(step: Step) -> Happened:
 
 async def revert(step: Step) -> Happened:
     """Ask the host to go back; it may have gone already."""
-    reason = step.attempt.failed_check or step.record.reason or "reverted"
+    attempt = step.attempt
+    reason = attempt.failed_check or step.record.reason or "reverted"
     try:
         answer = await persistently(step, messages.Revert(step.name, step.record.generation, reason))
     except Refused:
         happened = read_status(step, await unit_status(step))
         if happened.event is Event.LAPSED:
             return happened
-        return Happened(Event.HOST_REVERTED, reason=reason)
-    return Happened(
-        Event.HOST_REVERTED, reason=reason, data={"serves": answer["release"], "swap_ms": answer["swap_ms"]}
-    )
+        return Happened(Event.HOST_REVERTED, reason=reason, data=attempt.seen)
+    data = {**attempt.seen, "serves": answer["release"], "swap_ms": answer["swap_ms"]}
+    if attempt.failed_at:
+        data["back_after_s"] = round(step.ports.clock.monotonic() - attempt.failed_at, 4)
+    return Happened(Event.HOST_REVERTED, reason=reason, data=data)
 
 
 async def retire(step: Step) -> None:

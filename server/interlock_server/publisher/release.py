@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Snapshot, TargetFile, Timestamp
 
 from interlock_server.publisher import keys, metadata, payload
@@ -41,18 +42,18 @@ async def trust(api: Api, folder: KeyFolder, models: list[str], now: datetime) -
 
     Raises Conflict (`key_exists`, `trust_exists`), and what the server refuses.
     """
-    upload = folder.pending()
+    upload = await asyncio.to_thread(folder.pending)
     if upload is None:
-        folder.refuse_existing()
+        await asyncio.to_thread(folder.refuse_existing)
         known = (await api.get(topics.STATUS)).get("trust")
         if known is not None:
             raise Conflict(
                 "the server has its trust already; add models with `interlock keys add-model`", code="trust_exists"
             )
         online = await api.get(topics.ONLINE_KEYS)
-        upload = keys.first_trust(folder, online, models, now)
+        upload = await asyncio.to_thread(keys.first_trust, folder, online, models, now)
     answer = await api.post(topics.TRUST, upload, safe=True)
-    folder.taken()
+    await asyncio.to_thread(folder.taken)
     return answer
 
 
@@ -61,7 +62,7 @@ async def add_model(api: Api, folder: KeyFolder, model: str, now: datetime) -> d
     keys.check_model(model)
     known = await _any_chain(api, folder)
     director = await api.metadata("target/" + topics.DIRECTOR_TARGET)
-    upload = keys.with_model(folder, known, director or b"{}", model, now)
+    upload = await asyncio.to_thread(keys.with_model, folder, known, director or b"{}", model, now)
     return await api.post(topics.TRUST, upload, safe=True)
 
 
@@ -71,7 +72,8 @@ async def _any_chain(api: Api, folder: KeyFolder) -> dict[str, bytes]:
     if not names:
         raise NotFound("the server has no model yet that its metadata could be verified by", code="no_model")
     files = await metadata.collect(api.metadata, names[0])
-    await asyncio.to_thread(metadata.verify, folder.root(), files, names[0], [])
+    root = await asyncio.to_thread(folder.root)
+    await asyncio.to_thread(metadata.verify, root, files, names[0], [])
     return files
 
 
@@ -116,15 +118,16 @@ async def publish(
     api: Api, folder: KeyFolder, parcel: Parcel, now: datetime, progress: payload.Progress = payload.silent
 ) -> dict[str, Any]:
     """Upload, sign, announce; the release document. Raises Untrusted, Conflict (`release_exists`, …), NotFound."""
-    folder.signer(topics.release_role(parcel.manifest.model))  # before gigabytes travel: is there a key at all?
+    # Before gigabytes travel: is there a key at all?
+    signer = await asyncio.to_thread(folder.signer, topics.release_role(parcel.manifest.model))
     role = await _current(api, folder, parcel)
     await upload(api, parcel, progress)
     try:
-        return await _post(api, folder, parcel, role, now)
+        return await _post(api, signer, parcel, role, now)
     except Conflict as bad:
         if bad.code != "stale_metadata":
             raise
-    return await _post(api, folder, parcel, await _current(api, folder, parcel), now)
+    return await _post(api, signer, parcel, await _current(api, folder, parcel), now)
 
 
 async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> Metadata[Any]:
@@ -132,7 +135,8 @@ async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> Metadata[Any]
     model, version = parcel.manifest.model, parcel.manifest.version
     files = await metadata.collect(api.metadata, model)
     name = topics.target_name(model, version)
-    chain = await asyncio.to_thread(metadata.verify, folder.root(), files, model, [name])
+    root = await asyncio.to_thread(folder.root)
+    chain = await asyncio.to_thread(metadata.verify, root, files, model, [name])
     if name in chain.role.signed.targets:
         same = chain.matches(name, parcel.data)
         raise Conflict(
@@ -144,11 +148,11 @@ async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> Metadata[Any]
     return chain.role
 
 
-async def _post(api: Api, folder: KeyFolder, parcel: Parcel, role: Metadata[Any], now: datetime) -> dict[str, Any]:
+async def _post(api: Api, signer: Signer, parcel: Parcel, role: Metadata[Any], now: datetime) -> dict[str, Any]:
     name = topics.target_name(parcel.manifest.model, parcel.manifest.version)
     role.signed.targets[name] = TargetFile.from_data(name, parcel.data, ["sha256"])
     role.signed.version += 1
     role.signed.expires = keys.expires(now)
-    role.sign(folder.signer(topics.release_role(parcel.manifest.model)))
+    role.sign(signer)
     document = {"manifest": base64.b64encode(parcel.data).decode(), "metadata": role.to_dict()}
     return await api.post(topics.RELEASES, document)

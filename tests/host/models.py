@@ -98,7 +98,7 @@ def _constant(name: str, value: Any) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(value, name)
 
 
-def seal(folder: Path, model: str, version: str, generation: int, **more: Any) -> dict[str, Any]:
+def seal(folder: Path, model: str, version: str, generation: int, width: int = WIDTH, **more: Any) -> dict[str, Any]:
     """Write `.interlock/seal.json` for the files that are in `folder`; `more` replaces fields."""
     files = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
@@ -107,7 +107,7 @@ def seal(folder: Path, model: str, version: str, generation: int, **more: Any) -
         segments = [{"sha256": hashlib.sha256(part).hexdigest(), "size": len(part)} for part in parts]
         files.append({"name": path.name, "size": len(data), "segments": segments})
     digest = hashlib.sha256(json.dumps([model, version, files]).encode()).hexdigest()
-    shape = [-1, WIDTH]
+    shape = [-1, width]
     document = {
         "schema": "interlock.seal/1",
         "model": model,
@@ -161,12 +161,13 @@ def make_slot(
     with_golden: bool = True,
     slow: int = 0,
     hang_on: float | None = None,
+    width: int = WIDTH,
     **more: Any,
 ) -> Path:
     """A sealed folder with a tiny model, as the agent leaves it; `more` replaces fields of the seal."""
     folder.mkdir(parents=True)
-    make_model(folder / "model.onnx", scale, nan_on, slow=slow, hang_on=hang_on)
-    if with_golden:
+    make_model(folder / "model.onnx", scale, nan_on, width, slow=slow, hang_on=hang_on)
+    if with_golden and width == WIDTH:
         more.setdefault("golden", golden(folder, scale))
-    seal(folder, model, version, generation, **more)
+    seal(folder, model, version, generation, width, **more)
     return folder

@@ -193,7 +193,16 @@ def assembly_of(job: Job, manifest: Manifest, raw: bytes, digest: str) -> Assemb
 def finish(assembly: Assembly, manifest: Manifest, digest: str) -> None:
     """Complete, durable, sealed."""
     folder = assembly.complete(encode(seal(manifest, digest, manifest.reference.name, 0)))
-    tell(done={"folder": str(folder), "fetched": assembly.fetched, "reused": assembly.reused})
+    figures = {"fetched": assembly.fetched, "reused": assembly.reused, "peak_bytes": peak_memory()}
+    tell(done={"folder": str(folder), **figures})
+
+
+def peak_memory() -> int:
+    """VmHWM of this process in bytes; `ru_maxrss` would show the agent's peak, too."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def poll(job: Job) -> None:

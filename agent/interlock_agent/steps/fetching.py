@@ -54,7 +54,7 @@ async def _bring_in(step: Step, source: Source) -> Happened:
     finally:
         await source.abandon()
     changes = {"payload_sha256": head["payload_sha256"], "fetch_failures": 0}
-    return Happened(Event.FETCHED, changes=changes, data={"fetched": result["fetched"], "reused": result["reused"]})
+    return Happened(Event.FETCHED, changes=changes, data=dict(result))
 
 
 def refuse_quarantined(step: Step, manifest: manifests.Manifest, payload: str) -> None:

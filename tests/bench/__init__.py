@@ -1,0 +1,1 @@
+"""Measurements: `make bench`. Figures come from here, never from a timed test."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -18,11 +19,18 @@ LINE_S = 10.0  # between two plain lines
 class Bar:
     """A context manager; `advance` may be called from any thread."""
 
-    def __init__(self, what: str, total: int, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._what, self._total, self._done = what, total, 0
         self._console = console or Console(file=sys.stderr)
         self._lock = threading.Lock()
-        self._start = self._said = time.monotonic()
+        self._clock = clock
+        self._start = self._said = clock()
         self._bar: Progress | None = None
 
     def __enter__(self) -> Bar:
@@ -38,7 +46,7 @@ class Bar:
         """So many bytes more are done."""
         with self._lock:
             self._done += count
-            now = time.monotonic()
+            now = self._clock()
             if now - self._start < QUIET_S:
                 return
             if self._console.is_terminal:

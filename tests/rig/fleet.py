@@ -101,6 +101,7 @@ class Device:
     host: Process
     config: Path
     fleet: Fleet
+    host_socket: str = "host.sock"  # another name where something stands between agent and host
 
     @property
     def state(self) -> Path:
@@ -119,8 +120,10 @@ class Device:
 
     def start_host(self) -> None:
         """Start the host alone."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / "run" / self.host_socket).unlink()
         self.host.start()
-        until(lambda: self.host.pid and self._answers("host.sock"), f"the host of {self.name}")
+        until(lambda: self.host.pid and self._answers(self.host_socket), f"the host of {self.name}")
 
     def start_agent(self) -> None:
         """Start the agent alone."""
@@ -259,7 +262,13 @@ class Fleet:
         host_command = [str(BIN / "interlock-host"), "run", "--config", str(folder / "host.toml")]
         host = Process("host", host_command, folder / "host.log", self.environment)
         made = Device(name, folder, agent, host, config, self)
-        wanted = [word for key, value in (labels or {}).items() for word in ("--label", f"{key}={value}")]
+        self.join(made, labels or {})
+        self.devices.append(made)
+        return made
+
+    def join(self, made: Device, labels: Mapping[str, str]) -> None:
+        """Enrol a device with a one-time token, as people do it."""
+        wanted = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
         token = self.json("device", "token", *wanted)
         made.cli(
             "enrol",
@@ -270,10 +279,8 @@ class Fleet:
             "--root-sha256",
             token["root_sha256"],
             "--name",
-            name,
+            made.name,
         )
-        self.devices.append(made)
-        return made
 
     def stop(self) -> None:
         """End everything that was started."""

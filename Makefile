@@ -33,7 +33,7 @@ NAME ?=
 ARGS ?=
 export KEEP
 
-.PHONY: help venv demo test check bench soak deb lock closure clean distclean fmt lint types tree closure-check
+.PHONY: help venv demo test check bench soak deb lock closure pages clean distclean fmt lint types tree closure-check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,7 +80,7 @@ closure-check: $(READY)
 bench: $(READY)  ## measurements, as JSON under bench-results/ and a table (NAME=swaps runs one)
 	@$(BIN)/python -m tests.bench $(NAME) $(ARGS)
 
-soak: $(READY)  ## the long run: many swaps under load
+soak: $(READY)  ## simulation and fuzzing at length, bounded and resumable (ARGS="--minutes 30")
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 deb:  ## Debian packages (not there yet)
@@ -91,6 +91,9 @@ lock: $(READY)  ## resolve again into uv.lock (after a change of requirements)
 
 closure: $(READY)  ## write packaging/closure/*.txt: every distribution that lands on a device or a server
 	@$(BIN)/python packaging/closure/lock.py
+
+pages: $(READY)  ## write the pages under docs/ that the code prints
+	@$(BIN)/python -m tests.pages
 
 fmt: $(READY)  ## format, and mend what the linter can mend
 	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format .

@@ -201,7 +201,7 @@ def main() -> int:
         return run(parser.parse_args(arguments[1:]).config)
     from interlock_agent import cli
 
-    return cli.main()
+    return cli.main(run)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -76,14 +77,12 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-def run(config: ConfigPath = None) -> None:
+def run(context: typer.Context, config: ConfigPath = None) -> None:
     """Run the agent until SIGTERM; systemd does this.
 
     Example: interlock-agent run --config /etc/interlock/agent.toml
     """
-    from interlock_agent.__main__ import run as serve  # the short way of `run` comes past this; `--help` does not
-
-    raise typer.Exit(serve(config))
+    raise typer.Exit(context.obj(config))
 
 
 @app.command()
@@ -322,10 +321,10 @@ def forgive(
     out.print(f"{answer['forgiven']} entries removed")
 
 
-def main() -> int:
-    """Entry; the exit code."""
+def main(serve: Callable[[Path | None], int]) -> int:
+    """Entry; the exit code. `serve` is what `run` does."""
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=True, obj=serve)
     except SystemExit as end:
         return int(end.code or 0)
     return 0

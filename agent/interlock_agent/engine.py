@@ -23,7 +23,8 @@ from interlock_agent.core.states import RESTING, ROWS, Effect, Event, Phase, res
 from interlock_agent.core.times import rfc3339
 from interlock_agent.host import messages
 from interlock_agent.ports import Ports, Source, Stored
-from interlock_agent.steps import EFFECTS, Happened, Shared, Step
+from interlock_agent.steps.base import Happened, Shared, Step
+from interlock_agent.steps.table import EFFECTS
 from interlock_shared.documents import Assignment
 from interlock_shared.errors import Busy, Later, Never, NotFound
 

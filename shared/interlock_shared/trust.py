@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -115,6 +116,16 @@ def open_permit(
     if permit.expires_at <= now:  # 8
         raise Untrusted(f"permit: expired at {permit.expires_at}, it is {now}", code="expired")
     return permit
+
+
+def issued_at(data: bytes) -> float:
+    """When a permit says it was written, seconds since the epoch, *before* it is believed. Raises Invalid."""
+    document = canonical.decode(data, limit=DOCUMENT_MAX_BYTES, what="permit")
+    try:
+        payload = canonical.decode(Envelope.from_dict(document).payload, limit=DOCUMENT_MAX_BYTES, what="permit")
+        return datetime.fromisoformat(str(payload["issued_at"]).replace("Z", "+00:00")).timestamp()
+    except (KeyError, TypeError, ValueError, AttributeError) as bad:
+        raise Invalid(f"permit: not a DSSE envelope of a permit: {bad}", field="permit") from None
 
 
 def open_verdict(data: bytes, keys: list[Key], *, device: str) -> Verdict:

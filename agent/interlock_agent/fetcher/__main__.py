@@ -147,11 +147,14 @@ def sideload(job: Job, said: Input) -> None:
     digest = canonical.sha256(source.manifest)
     manifest = manifests.parse(source.manifest)
     with tempfile.TemporaryDirectory() as folder:
-        chain = Trust(embedded_root(job), Path(folder), source, job.now)
+        # Timestamp and snapshot say only what the server held when it wrote the permit, which has an expiry of its own:
+        # they are judged at that time. What is signed offline must hold now.
+        chain = Trust(embedded_root(job), Path(folder), source, min(job.now, trust.issued_at(source.permit)))
         # Of the top roles root and targets must be as new as what is trusted online; the rest moves with every release.
         below: dict[str, Any] = {role: job.floors[role] for role in ("root", "targets") if role in job.floors}
         chain.refresh(below)
         chain.release(manifest.model, manifest.version, digest, {})
+        chain.check_offline_roles(manifest.model, job.now)
         director = chain.director(job.director_epoch)
         role_version = chain.version(topics.release_role(manifest.model)) or 0
     online_store = Path(job.state_dir) / "trust" / "metadata"

@@ -160,6 +160,18 @@ class Trust:
             raise Untrusted(f"{model} {version}: the signed manifest is another one", code="manifest_mismatch")
         return self._durable_floors(floors, (release_role(model),))
 
+    def check_offline_roles(self, model: str, now: float) -> None:
+        """That what is signed offline holds *now*, where the online roles were judged at an earlier time (a file).
+        Raises Untrusted (`metadata_expired`)."""
+        moment = datetime.fromtimestamp(now, tz=timezone.utc)
+        for role in ("root", "targets", release_role(model)):
+            try:
+                expired = Metadata.from_file(str(self._folder / f"{role}.json")).signed.is_expired(moment)
+            except (exceptions.RepositoryError, exceptions.StorageError, OSError) as bad:
+                raise Untrusted(f"metadata: {role}: {bad}", code="bad_metadata") from None
+            if expired:
+                raise Untrusted(f"metadata: {role} has expired", code="metadata_expired")
+
 
 def _matches(target: TargetFile, data: bytes, what: str) -> None:
     try:

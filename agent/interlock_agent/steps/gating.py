@@ -21,6 +21,7 @@ from interlock_agent.core.times import rfc3339
 from interlock_agent.core.wishes import budget_key
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
+from interlock_agent.steps.switching import persistently
 from interlock_shared import __version__, canonical
 from interlock_shared import manifest as manifests
 from interlock_shared.documents import CheckResult, Incumbent, StageResult, Verdict
@@ -34,14 +35,21 @@ CRASHED = frozenset({"worker_died", "worker_hung", "load_failed"})  # the candid
 
 
 async def await_gate(step: Step) -> Happened:
-    """One gate at a time on a device, over all units; then, is a try left? It is spent with the transition."""
-    key = budget_key(step.record, "try")
-    spent = step.shared.stored.spent.get(":".join(key), 0) if key else 0
+    """One gate at a time on a device, over all units; then, is a try left? It is spent with the transition, so there
+    must be a host to begin it with: while it is away, nothing is tried."""
+    spent = _spent(step)
     if spent >= ATTEMPTS_MAX:
         return Happened(Event.EXHAUSTED, reason="exhausted", data={"tries": spent})
+    await persistently(step, messages.Status())
     await step.shared.gate_lock.acquire()
     step.shared.gate_owner = step.name
     return Happened(Event.GATE_FREE)
+
+
+def _spent(step: Step) -> int:
+    """Tries of this attempt so far."""
+    key = budget_key(step.record, "try")
+    return step.shared.stored.spent.get(":".join(key), 0) if key else 0
 
 
 async def gate(step: Step) -> Happened:
@@ -57,6 +65,9 @@ async def gate(step: Step) -> Happened:
         )
         run = Run(step, manifest, folder, staged.payload_sha256)
         return await _conclude(run, await run.stages())
+    except Later as error:
+        until = step.ports.clock.now() + backoff(_spent(step), step.ports.clock.dice())
+        return Happened(Event.LATER, changes={"until": until}, reason=error.code, data=error.document())
     finally:
         step.shared.release_gate(step.name)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ class Story:
 
     def assignment(self, rollout: str) -> dict[str, Any]:
         """The device's part of a rollout, as the server knows it."""
-        return dict(self.fleet.json("rollout", "show", rollout)["assignments"][0])
+        return dict(self.fleet.api(f"/v1/rollouts/{rollout}")["assignments"][0])
 
     def server_says(self, rollout: str, *states: str) -> dict[str, Any]:
         """Wait until the server knows one of these results."""
@@ -206,7 +205,7 @@ class Story:
 
     def seconds_until_back(self, version: str) -> float:
         """From the first bad answer, as the agent was told of it, until the host was back: the device's own record."""
-        events = self.fleet.json("device", "history", self.device.name)["events"]
+        events = self.fleet.api(f"/v1/devices/{self.device.name}/history")["events"]
         found = next(e for e in events if e["kind"] == "reverted" and e.get("version") == version)
         return float(found["data"]["back_after_s"])
 
@@ -291,9 +290,9 @@ class Story:
 
     def _server_knows(self, version: str) -> dict[str, Any] | None:
         try:
-            device = self.fleet.json("device", "show", self.device.name)
-            events = self.fleet.json("device", "history", self.device.name)["events"]
-        except (RigError, subprocess.TimeoutExpired):
+            device = self.fleet.api(f"/v1/devices/{self.device.name}")
+            events = self.fleet.api(f"/v1/devices/{self.device.name}/history")["events"]
+        except OSError:
             return None
         unit = device["units"].get(MODEL, {})
         told = any(e["kind"] == "confirmed" and e.get("origin") == "sideload" for e in events)

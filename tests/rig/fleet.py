@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,6 +240,12 @@ class Fleet:
         """`interlock ARGUMENTS --json`, parsed."""
         return json.loads(self.cli(*arguments, "--json").stdout)
 
+    def api(self, path: str) -> Any:
+        """GET of the server's API with the admin's token: what is looked at often costs no process."""
+        request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+            return json.loads(answer.read())
+
     def init_keys(self, *models: str) -> None:
         """A development key set."""
         self.cli("keys", "init", *(word for model in models for word in ("--model", model)))
@@ -293,7 +300,8 @@ class Fleet:
 
 def agent_toml(folder: Path, unit: Mapping[str, Any]) -> str:
     """The agent's configuration: `unit` holds dotted settings of the defaults, e.g. {"trial.lease_s": 30}."""
-    lines = ["[device]", f'state_dir = "{folder}/state"', f'run_dir = "{folder}/run"', "[defaults]"]
+    lines = ["[device]", f'state_dir = "{folder}/state"', f'run_dir = "{folder}/run"']
+    lines += ["[link]", "backoff_cap_s = 2.0", "[defaults]"]  # a rig's server comes back at once
     lines += [f"{name} = {json.dumps(value)}" for name, value in unit.items()]
     return "\n".join(lines) + "\n"
 

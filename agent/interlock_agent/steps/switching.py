@@ -97,9 +97,12 @@ async def promote(step: Step) -> Happened:
         return happened if happened.event is not Event.CANDIDATE_HERE else await promote(step)
     except Refused as error:
         happened = read_status(step, await unit_status(step))
-        if happened.event is Event.CANDIDATE_HERE:
+        if happened.event is not Event.CANDIDATE_HERE:
+            return happened
+        if error.code != "io":
             return Happened(Event.GONE, reason=error.code)
-        return happened
+        await step.ports.clock.sleep(HOST_AWAY_S)  # its disk refused the record: no fault of the release, no try spent
+        return await promote(step)
     return Happened(Event.PROMOTED, data={"swap_ms": answer["swap_ms"], "cut": answer["cut"]})
 
 
@@ -181,44 +184,72 @@ async def _golden_runs(step: Step) -> int:
 
 async def confirm(step: Step) -> Happened:
     """The commit point is the host's; asked again, it answers the same."""
-    try:
-        answer = await persistently(step, messages.Confirm(step.name, step.record.generation))
-    except Refused:
-        happened = read_status(step, await unit_status(step))
-        if happened.event in (Event.YES, Event.HOST_REVERTED, Event.LAPSED):
-            return happened
-        return Happened(Event.LAPSED, reason="host_forgot")
-    if not answer.get("confirmed"):
-        return from_outcome(str(answer.get("outcome", "interrupted")), str(answer.get("reason", "")), dict(answer))
-    return Happened(Event.YES)
+    while True:
+        try:
+            answer = await persistently(step, messages.Confirm(step.name, step.record.generation))
+        except Refused:
+            happened = read_status(step, await unit_status(step))
+            if happened.event is Event.PROMOTED:
+                await _a_moment(step)
+                continue
+            if happened.event in (Event.YES, Event.HOST_REVERTED, Event.LAPSED):
+                return happened
+            return Happened(Event.LAPSED, reason="host_forgot")
+        if not answer.get("confirmed"):
+            return from_outcome(str(answer.get("outcome", "interrupted")), str(answer.get("reason", "")), dict(answer))
+        return Happened(Event.YES)
+
+
+async def _a_moment(step: Step) -> None:
+    """The host refused and its trial goes on: it could not write. It is asked again; the lease, which nobody renews
+    any more, says for how long at most."""
+    await step.ports.clock.sleep(HOST_AWAY_S)
 
 
 async def revert(step: Step) -> Happened:
-    """Ask the host to go back; it may have gone already."""
+    """Ask the host to go back; it may have gone already. Reverted is what it says, never what was asked of it."""
     attempt = step.attempt
     reason = attempt.failed_check or step.record.reason or "reverted"
-    try:
-        answer = await persistently(step, messages.Revert(step.name, step.record.generation, reason))
-    except Refused:
-        happened = read_status(step, await unit_status(step))
-        if happened.event is Event.LAPSED:
-            return happened
-        return Happened(Event.HOST_REVERTED, reason=reason, data=attempt.seen)
-    data = {**attempt.seen, "serves": answer["release"], "swap_ms": answer["swap_ms"]}
-    if attempt.failed_at:
-        data["back_after_s"] = round(step.ports.clock.monotonic() - attempt.failed_at, 4)
-    return Happened(Event.HOST_REVERTED, reason=reason, data=data)
+    while True:
+        try:
+            answer = await persistently(step, messages.Revert(step.name, step.record.generation, reason))
+        except Refused:
+            happened = read_status(step, await unit_status(step))
+            if happened.event is Event.PROMOTED:
+                await _a_moment(step)
+                continue
+            if happened.event is Event.LAPSED:
+                return happened
+            return Happened(Event.HOST_REVERTED, reason=reason, data=attempt.seen)
+        data = {**attempt.seen, "serves": answer["release"], "swap_ms": answer["swap_ms"]}
+        if attempt.failed_at:
+            data["back_after_s"] = round(step.ports.clock.monotonic() - attempt.failed_at, 4)
+        return Happened(Event.HOST_REVERTED, reason=reason, data=data)
 
 
 async def retire(step: Step) -> None:
-    """End the candidate, if it is still there. The host may be away: a newer generation supersedes it anyway."""
+    """End what was started to be judged and serves nobody. The host knows best what that is: an agent that was killed,
+    or an attempt that was cancelled, has not heard the names. A host that stays away has no workers."""
     step.shared.release_gate(step.name)
-    if step.record.attempt is None or not step.attempt.worker:
-        return
-    try:
-        await step.ports.host.request(messages.Retire(step.attempt.worker, step.record.generation))
-    except (Unreachable, Refused):
-        return
+    for _ in range(2):
+        try:
+            answer = await step.ports.host.request(messages.Status())
+            for unit in answer["units"]:
+                if unit["unit"] == step.name:
+                    await _retire_idle(step, unit)
+            return
+        except Unreachable:
+            await step.ports.host.event(step.name, HOST_AWAY_S)
+
+
+async def _retire_idle(step: Step, status: dict[str, Any]) -> None:
+    for worker in status.get("workers", []):
+        if worker["role"] in ("candidate", "twin"):
+            try:
+                order = messages.Retire(str(worker["worker"]), max(step.record.generation, int(status["generation"])))
+                await step.ports.host.request(order)
+            except Refused:
+                continue
 
 
 async def restore(step: Step) -> Happened:

@@ -24,6 +24,7 @@ from interlock_server.adapters.broker import Address, Broker
 from interlock_server.adapters.database import Database
 from interlock_server.adapters.embedded_broker import SERVER, EmbeddedBroker
 from interlock_server.adapters.keys import OnlineKeys
+from interlock_server.adapters.mosquitto import Mosquitto
 from interlock_server.adapters.tuf_repository import TufRepository
 from interlock_server.catalogue import Catalogue
 from interlock_server.devices import Devices
@@ -121,13 +122,17 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             address = Address(_reachable(host), broker_port, SERVER, embedded.password)
         else:
             address = Address.parse(settings.broker)
+        files = await _mosquitto(settings, address)
         link = Broker(address, "interlock-server", asyncio.sleep)
-        intake, wishes = Intake(parts.database, clock), Wishes(parts.database, parts.keys, clock)
+        intake, wishes = (
+            Intake(parts.database, clock),
+            Wishes(parts.database, parts.keys, clock, settings.start_spread_s),
+        )
         engine = Engine(intake, wishes, link, asyncio.sleep)
         catalogue = Catalogue(parts.database, parts.repository, parts.blobs, parts.keys, clock, engine.moved)
         known = Services(
             catalogue=catalogue,
-            devices=Devices(parts.database, clock),
+            devices=Devices(parts.database, clock, files.joined if files else None),
             rollouts=Rollouts(parts.database, clock, engine.changed),
             tokens=tokens,
             changed=engine.changed,
@@ -146,6 +151,14 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         running = Running(settings.public_url or f"http://{listens}", address.public, token)
         await asyncio.to_thread(_write_addresses, settings, running, listens)
         yield running
+
+
+async def _mosquitto(settings: config.Settings, address: Address) -> Mosquitto | None:
+    if settings.mosquitto is None:
+        return None
+    files = Mosquitto(settings.mosquitto.passwords, settings.mosquitto.acl, settings.mosquitto.pid)
+    await files.start(address.username, address.password)
+    return files
 
 
 def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
@@ -235,6 +248,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="embedded broker (default %(default)s; port 0: a free one)",
     )
+    add("--mosquitto-passwd", type=Path, metavar="FILE", help="an external Mosquitto's password file, kept from here")
+    add("--mosquitto-acl", type=Path, metavar="FILE", help="its access list, written from here")
+    add("--mosquitto-pid", type=Path, metavar="FILE", help="its pid file: it is told (SIGHUP) when the files changed")
+    add("--start-spread", default="0", metavar="SECONDS", help="devices begin a rollout spread over this time")
     add("--public-url", metavar="URL", help="how devices and people reach the API, where that is not --listen")
     add("--token-file", type=Path, metavar="PATH", help="write the first admin token there too (mode 0600)")
     add("--log-format", choices=("text", "json"), default="text", help="on stderr (default %(default)s)")
@@ -253,6 +270,8 @@ def main(arguments: list[str] | None = None) -> int:
             broker_listen=config.address(given.broker_listen, "--broker-listen"),
             public_url=given.public_url.rstrip("/") if given.public_url else None,
             token_file=given.token_file,
+            start_spread_s=config.spread(given.start_spread),
+            mosquitto=config.mosquitto(given.mosquitto_passwd, given.mosquitto_acl, given.mosquitto_pid, given.broker),
         )
         if given.broker:
             Address.parse(given.broker)

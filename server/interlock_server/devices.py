@@ -11,7 +11,7 @@ from typing import Any
 from interlock_server.auditing import record
 from interlock_server.core.access import DEVICE_TOKEN, Actor, digest
 from interlock_server.core.moments import stamp
-from interlock_server.ports import Clock, Row, Rows, Store
+from interlock_server.ports import Clock, Joined, Row, Rows, Store
 from interlock_shared import trust
 from interlock_shared.errors import Conflict, Forbidden, Invalid, NotFound
 
@@ -26,8 +26,8 @@ def _matches(row: Row, labels: Mapping[str, str]) -> bool:
 class Devices:
     """Enrolment and views."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: Store, clock: Clock, joined: Joined | None = None) -> None:
+        self._store, self._clock, self._joined = store, clock, joined
 
     # --- joining ---------------------------------------------------------------------------------------------------
 
@@ -76,6 +76,8 @@ class Devices:
             await self._join(rows, device, identity, again=invitation["device"] is not None)
             actor = Actor(f"token of {invitation['created_by']}", "device", address)
             await record(rows, at, actor, "device.enrol", device, keyid=key["keyid"])
+            if self._joined is not None:  # a broker that was not told is an enrolment that did not happen
+                await self._joined(device, password)
         return {"device": device, "password": password, "labels": invitation["labels"]}
 
     @staticmethod

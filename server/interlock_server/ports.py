@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from interlock_shared.base import Signed
 
 Row = dict[str, Any]
 Clock = Callable[[], datetime]
+Joined = Callable[[str, str], Awaitable[None]]  # tells a broker of a device and its password
 Changed = Callable[[Iterable[str]], None]  # ids of devices whose desired document may be another one now
 
 

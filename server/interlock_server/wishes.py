@@ -24,8 +24,8 @@ RENEW_AFTER = timedelta(days=45)
 class Wishes:
     """Keeps every device's document equal to what its rollouts say."""
 
-    def __init__(self, store: Store, sealer: Sealer, clock: Clock) -> None:
-        self._store, self._sealer, self._clock = store, sealer, clock
+    def __init__(self, store: Store, sealer: Sealer, clock: Clock, spread_s: float = 0.0) -> None:
+        self._store, self._sealer, self._clock, self._spread_s = store, sealer, clock, spread_s
 
     async def devices(self) -> list[str]:
         """All ids."""
@@ -90,5 +90,6 @@ class Wishes:
             issued_at=stamp(now),
             expires_at=stamp(now + LIFETIME),
             units={unit: Assignment(**wish) for unit, wish in units.items()},
+            start_spread_s=self._spread_s,
         )
         return self._sealer.seal(desired, trust.DESIRED_TYPE)

@@ -90,7 +90,9 @@ class World(Fleet):
 
     def roll_out(self, version: str, to: Json | None = None, model: str = MODEL) -> str:
         """Start a rollout; its id."""
-        return str(self.ask("POST", "/v1/rollouts", {"model": model, "version": version, "to": to or {"all": True}})["id"])
+        return str(
+            self.ask("POST", "/v1/rollouts", {"model": model, "version": version, "to": to or {"all": True}})["id"]
+        )
 
     def assignment(self, rollout: str, device: str = "") -> Json:
         """A device's part of a rollout."""

@@ -1,4 +1,4 @@
-"""A door on the way to a server: a loopback address that may be closed, opened, and stopped in the middle of an answer."""
+"""A door on the way to a server: a loopback address that is closed, opened, or stopped inside an answer."""
 
 from __future__ import annotations
 

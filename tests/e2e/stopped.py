@@ -121,7 +121,7 @@ def passed(case: Case) -> Iterator[None]:
     held = case.one.world.folder / "hook" / "slot"
     held.touch()
     case.start()
-    until(lambda: (held.parent / "slot.reached").exists(), "the rename into the slot")
+    until((held.parent / "slot.reached").exists, "the rename into the slot")
     case.release = lambda: held.unlink(missing_ok=True)
     yield
     held.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
-"""In every phase in which something is done, something fails there, under live traffic: no request fails, the unit ends as
-the table says, and what is confirmed serves."""
+"""In every phase in which something is done, something fails there, under live traffic: no request fails, the unit ends
+as the table says, and what is confirmed serves."""
 
 from __future__ import annotations
 

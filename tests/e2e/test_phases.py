@@ -1,5 +1,5 @@
-"""In every phase in which something is done, the agent is killed, the host is killed, under live traffic. No request fails
-(the host's death: in a gap that is measured), nothing unproven serves after it, and the unit converges."""
+"""In every phase in which something is done, the agent is killed, the host is killed, under live traffic. No request
+fails (the host's death: in a gap that is measured), nothing unproven serves after it, and the unit converges."""
 
 from __future__ import annotations
 

@@ -71,8 +71,7 @@ class Traffic:
 
     async def _run(self) -> None:
         async with self.load:
-            while not self._stop.is_set():
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(self._stop.wait)
 
     def answered(self, count: int = 10) -> None:
         """Wait for so many more good answers."""

@@ -185,10 +185,6 @@ class Watcher:
         until(lambda: self.device.ask("status")["units"][MODEL]["running"] == (runs or version), "what runs")
         self.world.server_says(rollout, state)
 
-    def agent_dies(self) -> None:
-        """kill -9, and again."""
-        self.device.agent.kill()
-
     def address(self) -> str:
         """Where applications find the model."""
         return str(self.device.ask("status")["units"][MODEL]["address"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from interlock_shared.errors import Untrusted
 from interlock_shared.limits import SEGMENT_BYTES
@@ -16,6 +17,16 @@ from interlock_shared.limits import SEGMENT_BYTES
 IDENTITY = "identity"
 ZSTD = "zstd"
 FORMS = (IDENTITY, ZSTD)
+
+
+@dataclass(frozen=True)
+class Transport:
+    """A segment as it travels. `data` is in `form`; `size` is that of the content."""
+
+    sha256: str
+    size: int
+    form: str
+    data: bytes
 
 
 def cut(size: int, length: int = SEGMENT_BYTES) -> Iterator[tuple[int, int]]:

@@ -18,12 +18,11 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
 
 from interlock_server.publisher import archives, export, keys, payload
-from interlock_server.publisher.archives import Head, Reader
-from interlock_server.publisher.payload import Transport
 from interlock_shared import archive, canonical, manifest, topics, trust
+from interlock_shared.archive import Head, Reader
 from interlock_shared.documents import Permit
 from interlock_shared.errors import InterlockError
-from interlock_shared.segments import cut
+from interlock_shared.segments import Transport, cut
 
 NOW = datetime.now(UTC)
 CONTENTS = [b"compressible " * 400, bytes(range(256)) * 3, hashlib.sha512(b"noise").digest() * 1]
@@ -166,7 +165,7 @@ def joined(members: list[Part], ending: bytes = b"\0" * 1024) -> bytes:
 
 def member(name: str, body: bytes = b"", **more: object) -> Part:
     info = tarfile.TarInfo(name)
-    info.size, info.mode = len(body), archives.MODE
+    info.size, info.mode = len(body), 0o644
     for field, value in more.items():
         setattr(info, field, value)
     return Part(name, info.tobuf(tarfile.GNU_FORMAT), body + b"\0" * (-len(body) % 512))

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from interlock_server.publisher import archives, build, bundle_toml, export, onnx_file, parcels, payload, template
-from interlock_server.publisher.archives import Head
 from interlock_shared import manifest
+from interlock_shared.archive import Head
 from interlock_shared.errors import Conflict, Incompatible, Invalid
 from tests.publisher import models
 

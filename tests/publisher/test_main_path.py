@@ -14,10 +14,11 @@ import pytest
 from interlock_server import cli
 from interlock_server.__main__ import Running, serve
 from interlock_server.config import Settings
-from interlock_server.publisher import keys, metadata, parcels, payload, release
+from interlock_server.publisher import keys, metadata, parcels, release
 from interlock_server.publisher.client import Api
 from interlock_shared.errors import Conflict, Unreachable, Untrusted
 from interlock_shared.limits import SEGMENT_BYTES
+from interlock_shared.segments import Transport
 from tests.publisher import models
 
 
@@ -162,7 +163,7 @@ async def test_an_upload_goes_on_where_it_was(
     sent: list[str] = []
     original = Api.put_segment
 
-    async def put(api: Api, one: payload.Transport) -> None:
+    async def put(api: Api, one: Transport) -> None:
         if len(sent) >= 3:
             raise Unreachable("cut")
         await original(api, one)

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from interlock_server.publisher.payload import Transport
 from interlock_shared import __version__, errors, topics
 from interlock_shared.errors import Forbidden, InterlockError, Invalid, NotFound, Unreachable
 from interlock_shared.limits import BACKOFF_FIRST_S, METADATA_MAX_BYTES, MIB, SEGMENT_MAX_BYTES
+from interlock_shared.segments import Transport
 
 ANSWER_MAX_BYTES = 64 * MIB  # the longest list a server gives
 TRIES = 4

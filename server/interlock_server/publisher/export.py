@@ -9,14 +9,14 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 from interlock_server.publisher import archives, metadata, payload
-from interlock_server.publisher.archives import Head, Reader
 from interlock_server.publisher.client import Api, path
-from interlock_server.publisher.payload import Transport
 from interlock_shared import canonical, manifest, topics, trust
+from interlock_shared.archive import Head, Reader
 from interlock_shared.documents import PERMIT_SCHEMA, Permit
 from interlock_shared.errors import Incompatible, Untrusted
 from interlock_shared.limits import MANIFEST_MAX_BYTES
 from interlock_shared.manifest import Manifest
+from interlock_shared.segments import Transport
 
 
 async def head(

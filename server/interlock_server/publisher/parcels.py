@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from interlock_server.publisher import build, bundle_toml, payload
-from interlock_server.publisher.archives import Head, Reader
-from interlock_server.publisher.payload import Transport
 from interlock_server.publisher.release import Parcel
+from interlock_shared.archive import Head, Reader
 from interlock_shared.errors import Conflict
+from interlock_shared.segments import Transport
 
 
 def is_bundle(where: Path) -> bool:

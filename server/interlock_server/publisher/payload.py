@@ -9,7 +9,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +18,7 @@ from interlock_shared import segments
 from interlock_shared.errors import Conflict, Invalid, Untrusted
 from interlock_shared.limits import COMPRESS_WORTH, FILE_MAX_BYTES, SEGMENT_MAX_BYTES
 from interlock_shared.manifest import File, Manifest, SegmentRef
+from interlock_shared.segments import Transport
 
 ZSTD_LEVEL = 3  # weights hardly compress: a higher level costs minutes and saves nothing
 
@@ -28,16 +28,6 @@ Progress = Callable[[int], None]
 
 def silent(_count: int) -> None:
     """Progress for those who do not watch."""
-
-
-@dataclass(frozen=True)
-class Transport:
-    """A segment as it travels. `data` is in `form`; `size` is that of the content."""
-
-    sha256: str
-    size: int
-    form: str
-    data: bytes
 
 
 def open_plain(path: Path) -> BinaryIO:

@@ -20,10 +20,10 @@ from tuf.api.metadata import Metadata, Snapshot, TargetFile, Timestamp
 from interlock_server.publisher import keys, metadata, payload
 from interlock_server.publisher.client import Api
 from interlock_server.publisher.keys import KeyFolder
-from interlock_server.publisher.payload import Transport
 from interlock_shared import topics
 from interlock_shared.errors import Conflict, NotFound
 from interlock_shared.manifest import Manifest
+from interlock_shared.segments import Transport
 
 PARALLEL = 4  # uploads at a time: enough to fill a link, few enough for the memory (one segment each)
 

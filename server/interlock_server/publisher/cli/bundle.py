@@ -25,7 +25,9 @@ from interlock_server.publisher.cli import output
 from interlock_server.publisher.client import Api
 from interlock_server.publisher.keys import ROOT_FILE, KeyFolder
 from interlock_server.publisher.progress import Bar
+from interlock_shared.archive import Head, Reader
 from interlock_shared.errors import Invalid
+from interlock_shared.segments import Transport
 
 app = output.group("Make, read and check bundles: a model with everything a device needs to judge it.")
 
@@ -77,7 +79,7 @@ def build_command(
         shares = golden.compare(source, made.manifest.golden, made.manifest.reference.file)
     target = out or Path(f"{made.manifest.model}-{made.manifest.version}.bundle")
     with Bar("writing", made.manifest.payload_size) as bar, archives.new_file(target) as file:
-        count = archives.write(file, archives.Head(made.data, made.manifest), _watched(made, bar))
+        count = archives.write(file, Head(made.data, made.manifest), _watched(made, bar))
     document = {**export.summary(made.manifest, made.data), "file": str(target), "bytes": count, "golden": shares}
     if as_json:
         output.show_json(document)
@@ -93,7 +95,7 @@ def build_command(
     )
 
 
-def _watched(made: build.Built, bar: Bar) -> Iterator[payload.Transport]:
+def _watched(made: build.Built, bar: Bar) -> Iterator[Transport]:
     for one in payload.travel(made.folder, made.manifest):
         bar.advance(one.size)
         yield one
@@ -115,7 +117,7 @@ def show(file: Bundle, as_json: output.Json = False) -> None:
     Example: interlock bundle show detector-1.4.0.bundle
     """
     with _reading(file) as stream:
-        head = archives.Reader(stream).head()
+        head = Reader(stream).head()
     document = {**export.summary(head.manifest, head.data), "published": bool(head.metadata)}
     if as_json:
         output.show_json(document)

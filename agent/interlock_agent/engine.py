@@ -10,6 +10,7 @@ Rules of the file:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -29,6 +30,9 @@ from interlock_shared.documents import Assignment
 from interlock_shared.errors import Busy, Later, Never, NotFound
 
 log = logging.getLogger("interlock.engine")
+
+LATER_S = 10.0  # about so long until a step that could not be done is tried again
+JOURNAL_AGAIN_S = 1.0  # until a transition that the disk refused is written again
 
 
 class Engine:
@@ -105,7 +109,12 @@ class Engine:
             await self.reconsider(unit)
 
     async def reconsider(self, unit: str) -> None:
-        """Compare what is wanted with where the unit stands, and act by the answer."""
+        """Compare what is wanted with where the unit stands, and act by the answer. A unit that got past its switch
+        meanwhile is asked again when it rests."""
+        with contextlib.suppress(Busy):
+            await self._reconsider(unit)
+
+    async def _reconsider(self, unit: str) -> None:
         async with self._lock(unit):
             record = self.record(unit)
             choice = wishes.choose(record, self.shared.desired.get(unit), self.shared.spread_s)
@@ -167,14 +176,20 @@ class Engine:
         await self._halt(unit)
         record = self.record(unit)  # the runner may have got one step further while it ended
         if (Phase(record.phase), event) not in ROWS:
+            self._run(unit, resume(record.phase).effects)  # what it had before it goes on
             raise Busy(f"{unit}: {record.phase}: not now", code="busy", phase=record.phase)
-        self._run(unit, await self._apply(unit, Happened(event, reason=reason), wish))
+        try:
+            self._run(unit, await self._apply(unit, Happened(event, reason=reason), wish))
+        except Later:  # the journal's disk refused: nothing has happened
+            self._run(unit, resume(record.phase).effects)
+            raise
 
     async def _halt(self, unit: str) -> None:
         runner = self._runners.pop(unit, None)
         if runner is not None and runner is not asyncio.current_task():
             runner.cancel()
             await asyncio.gather(runner, return_exceptions=True)
+        self.shared.release_gate(unit)  # whoever held it for this unit has ended
 
     def _run(self, unit: str, effects: tuple[Effect, ...]) -> None:
         if effects:
@@ -195,7 +210,17 @@ class Engine:
             if (phase, happened.event) not in ROWS:
                 log.warning("stale", extra={"unit": unit, "phase": phase.value, "event": happened.event.value})
                 continue
-            waiting = list(await self._whole(self._apply(unit, happened, None)))
+            waiting = list(await self._journaled(unit, happened))
+
+    async def _journaled(self, unit: str, happened: Happened) -> tuple[Effect, ...]:
+        """A disk that is full, or fails, is waited for: what has happened is not lost, and nothing goes on before it is
+        durable. Leases run meanwhile, and the host goes back by itself."""
+        while True:
+            try:
+                return await self._whole(self._apply(unit, happened, None))
+            except Later as error:
+                log.error("journal: %s", error.message, extra={"unit": unit})
+                await self.ports.clock.sleep(JOURNAL_AGAIN_S)
 
     async def _whole(self, transition: Coroutine[Any, Any, tuple[Effect, ...]]) -> tuple[Effect, ...]:
         """A transition is carried out to its end even when its runner is ended: journal and memory stay equal."""
@@ -220,7 +245,8 @@ class Engine:
         except Never as error:
             return Happened(Event.REFUSED, reason=error.code, data=error.document())
         except Later as error:
-            return Happened(Event.LATER, reason=error.code, data=error.document())
+            until = self.ports.clock.now() + LATER_S * (0.5 + self.ports.clock.dice())
+            return Happened(Event.LATER, changes={"until": until}, reason=error.code, data=error.document())
 
     async def _apply(self, unit: str, happened: Happened, wish: Wish | None) -> tuple[Effect, ...]:
         before = self.record(unit)
@@ -252,10 +278,12 @@ class Engine:
             after = replace(after, generation=following)  # tried again: a new generation
         if happened.changes and after.attempt is not None:
             after = after.having(**happened.changes)
+        if happened.event is Event.SLOT_FILLED:
+            after = replace(after, previous=None)  # the spare slot holds the candidate now
         if phase is Phase.CONFIRMED and happened.event is Event.YES:
             after = wishes.confirmed(after, self.shared.fingerprint_sha256)
-        if phase in RESTING and after.attempt is not None and after.attempt.wish.origin == "rollout":
-            after = replace(after, done=after.attempt.wish.assignment)
+        if phase in RESTING:
+            after = wishes.ended(after)
         return after
 
     async def _commit(self, transition: Transition) -> None:

@@ -42,6 +42,18 @@ def fsync_folder(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
 
 
+def make_folder(path: str | os.PathLike[str], mode: int = 0o755) -> None:
+    """Make a folder and the parents that are missing, their names durable: a slot whose unit's folder is forgotten by a
+    power cut is gone with it. One that is there is no error. Raises OSError."""
+    folder = Path(path)
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, mode)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, mode)
+    fsync_folder(folder.parent)
+
+
 def replace_file(path: str | os.PathLike[str], data: bytes, mode: int = 0o600) -> None:
     """Give `path` the content `data`, durably and at once. The folder must exist. Raises OSError."""
     target = Path(path)

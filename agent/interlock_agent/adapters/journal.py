@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import secrets
 import sqlite3
@@ -24,7 +25,7 @@ from interlock_agent.core.records import Quarantined, Transition, from_document,
 from interlock_agent.ports import Stored
 from interlock_shared import durable
 from interlock_shared.documents import EVENT_SCHEMA
-from interlock_shared.errors import NoSpace
+from interlock_shared.errors import Later, NoSpace
 
 T = TypeVar("T")
 
@@ -62,11 +63,11 @@ class SqliteJournal:
             db = self._db or self._open()
             try:
                 return work(db)
-            except sqlite3.OperationalError as error:
+            except (sqlite3.OperationalError, OSError) as error:
                 db.rollback()
-                if "full" in str(error):
+                if "full" in str(error) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
                     raise NoSpace(f"journal: {error}") from None
-                raise
+                raise Later(f"journal: {error}", code="io") from None
             except BaseException:
                 db.rollback()
                 raise

@@ -135,7 +135,7 @@ class SlotFolders:
                 if seal and seal["manifest_sha256"] == manifest_sha256 and seal["generation"] == generation:
                     return  # done before the cut
                 raise Later(f"{unit}: the staged folder is gone", code="staging_lost")
-            self._unit(unit).mkdir(parents=True, exist_ok=True)
+            durable.make_folder(self._unit(unit))
             for kind in ("", ".samples"):
                 kept = self._verdicts(unit) / f"{generation}{kind}.json"
                 if kept.exists():
@@ -180,7 +180,7 @@ class SlotFolders:
 
         def work() -> None:
             folder = self._verdicts(unit)
-            folder.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(folder)
             durable.replace_file(folder / f"{generation}.samples.json", samples, mode=0o644)
             durable.replace_file(folder / f"{generation}.json", verdict, mode=0o644)
             kept = sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit())
@@ -219,7 +219,7 @@ class SlotFolders:
         """Write the contract, durably."""
 
         def work() -> None:
-            self._unit(unit).mkdir(parents=True, exist_ok=True)
+            durable.make_folder(self._unit(unit))
             data = json.dumps(contract, indent=2, sort_keys=True).encode() + b"\n"
             durable.replace_file(self._unit(unit) / "contract.json", data, mode=0o644)
 

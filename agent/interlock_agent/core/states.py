@@ -116,10 +116,10 @@ _NO_JUDGEMENT = Row(_P.INTERRUPTED, (_F.RETIRE, _F.RETRY), spends="interruption"
 _AGAIN = Row(_P.ACCEPTED, (_F.SPREAD,))
 
 ROWS: dict[tuple[Phase, Event], Row] = {
-    (_P.ACCEPTED, _E.ALREADY): Row(_P.CONFIRMED, (_F.SETTLE,)),
+    (_P.ACCEPTED, _E.ALREADY): Row(_P.CONFIRMED, _END),
     (_P.ACCEPTED, _E.BEGIN): Row(_P.FETCHING, (_F.FETCH,)),
     (_P.FETCHING, _E.FETCHED): Row(_P.STAGED, (_F.AWAIT_GATE,)),
-    (_P.FETCHING, _E.REFUSED): Row(_P.FAILED, (_F.DROP, _F.SETTLE)),
+    (_P.FETCHING, _E.REFUSED): Row(_P.FAILED, _END),
     (_P.FETCHING, _E.LATER): Row(_P.WAITING, (_F.WAKE,)),
     (_P.STAGED, _E.GATE_FREE): Row(_P.GATING, (_F.GATE,), spends="try"),
     (_P.STAGED, _E.EXHAUSTED): Row(_P.FAILED, _END, remembers=True),
@@ -181,7 +181,7 @@ class Resumption:
 
 
 RESUME: dict[Phase, Resumption] = {
-    _P.IDLE: Resumption(_P.IDLE, (_F.SETTLE,)),
+    _P.IDLE: Resumption(_P.IDLE, _END),  # the end of a resting phase's row may not have been reached
     _P.ACCEPTED: Resumption(_P.ACCEPTED, (_F.SPREAD,)),
     _P.FETCHING: Resumption(_P.FETCHING, (_F.FETCH,)),
     _P.STAGED: Resumption(_P.STAGED, (_F.AWAIT_GATE,)),
@@ -190,17 +190,17 @@ RESUME: dict[Phase, Resumption] = {
     _P.SWITCHING: Resumption(_P.SWITCHING, (_F.ASK_HOST,)),
     _P.TRIAL: Resumption(_P.TRIAL, (_F.ASK_HOST,)),
     _P.CONFIRMING: Resumption(_P.CONFIRMING, (_F.CONFIRM,)),
-    _P.CONFIRMED: Resumption(_P.CONFIRMED, (_F.SETTLE,)),
-    _P.REGATING: Resumption(_P.CONFIRMED, (_F.RETIRE, _F.SETTLE)),
-    _P.RESTORING: Resumption(_P.RESTORING, (_F.RESTORE,)),
+    _P.CONFIRMED: Resumption(_P.CONFIRMED, _END),
+    _P.REGATING: Resumption(_P.CONFIRMED, _END),
+    _P.RESTORING: Resumption(_P.RESTORING, (_F.RETIRE, _F.RESTORE)),
     _P.REVERTING: Resumption(_P.REVERTING, (_F.REVERT,)),
-    _P.REVERTED: Resumption(_P.REVERTED, (_F.SETTLE,)),
-    _P.INTERRUPTED: Resumption(_P.INTERRUPTED, (_F.RETRY,)),
-    _P.WAITING: Resumption(_P.WAITING, (_F.WAKE,)),
-    _P.REJECTED: Resumption(_P.REJECTED, (_F.SETTLE,)),
-    _P.FAILED: Resumption(_P.FAILED, (_F.SETTLE,)),
-    _P.CANCELLED: Resumption(_P.CANCELLED, (_F.SETTLE,)),
-    _P.SUPERSEDED: Resumption(_P.SUPERSEDED, (_F.SETTLE,)),
+    _P.REVERTED: Resumption(_P.REVERTED, _END),
+    _P.INTERRUPTED: Resumption(_P.INTERRUPTED, (_F.RETIRE, _F.RETRY)),
+    _P.WAITING: Resumption(_P.WAITING, (_F.RETIRE, _F.WAKE)),
+    _P.REJECTED: Resumption(_P.REJECTED, _END),
+    _P.FAILED: Resumption(_P.FAILED, _END),
+    _P.CANCELLED: Resumption(_P.CANCELLED, _END),
+    _P.SUPERSEDED: Resumption(_P.SUPERSEDED, _END),
 }
 
 
@@ -238,7 +238,7 @@ def resume(stored: str) -> Resumption:
     try:
         return RESUME[Phase(stored)]
     except ValueError:
-        return Resumption(_P.IDLE, (_F.SETTLE,))
+        return Resumption(_P.IDLE, _END)
 
 
 def mermaid() -> str:

@@ -96,9 +96,9 @@ class Assembly:
             self._files[file.name] = descriptor
 
     def _clean_others(self) -> None:
-        """A partial folder of another manifest is no longer wanted: one attempt a unit."""
+        """A folder of another manifest, complete or not, is no longer wanted: one attempt a unit."""
         for entry in self._root.iterdir():
-            if entry.name.startswith(".partial-") and entry != self._folder:
+            if entry not in (self._folder, self._final):
                 shutil.rmtree(entry, ignore_errors=True)
 
     def missing(self) -> list[SegmentRef]:

@@ -47,9 +47,10 @@ async def await_gate(step: Step) -> Happened:
 
 
 def _spent(step: Step) -> int:
-    """Tries of this attempt so far."""
-    key = budget_key(step.record, "try")
-    return step.shared.stored.spent.get(":".join(key), 0) if key else 0
+    """Tries of this attempt so far; one whose trial was interrupted counts there, in a budget of its own."""
+    keys = [budget_key(step.record, budget) for budget in ("try", "interruption")]
+    tries, interruptions = (step.shared.stored.spent.get(":".join(key), 0) if key else 0 for key in keys)
+    return tries - interruptions
 
 
 async def gate(step: Step) -> Happened:

@@ -1,0 +1,78 @@
+"""An event loop with virtual time: time passes only when nothing is left to do, and never really.
+
+Rules of the file:
+- No thread, no socket, no real clock: what runs in it is replayed exactly by the same seed.
+- Nothing runnable and no timer means that nothing will ever happen again: `Stuck`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from typing import Any
+
+EPOCH = 1_700_000_000.0  # UTC at virtual time 0
+
+
+class Stuck(AssertionError):
+    """Everything waits for something that nobody will bring."""
+
+
+class _Timeless(selectors.SelectSelector):
+    loop: VirtualLoop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise Stuck("nothing is runnable, and no timer is set")
+        if timeout > 0:
+            self.loop.virtual += timeout
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """`time()` is virtual; seconds."""
+
+    def __init__(self) -> None:
+        selector = _Timeless()
+        selector.loop = self
+        self.virtual = 0.0
+        super().__init__(selector)
+
+    def time(self) -> float:
+        """Seconds since the loop was made."""
+        return self.virtual
+
+
+class VirtualClock:
+    """The clock of agent and of host. `dice`: chance is the simulation's."""
+
+    def __init__(self, loop: VirtualLoop, dice: Any) -> None:
+        self._loop, self._dice = loop, dice
+
+    def now(self) -> float:
+        """The agent's: seconds since the epoch."""
+        return EPOCH + self._loop.virtual
+
+    def utc(self) -> float:
+        """The host's: seconds since the epoch."""
+        return EPOCH + self._loop.virtual
+
+    def monotonic(self) -> float:
+        """CLOCK_BOOTTIME."""
+        return 1000.0 + self._loop.virtual
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(max(0.0, seconds))
+
+    def dice(self) -> float:
+        """Uniform in [0, 1)."""
+        return float(self._dice.random())
+
+
+class HostClock(VirtualClock):
+    """The host calls CLOCK_BOOTTIME `now`."""
+
+    def now(self) -> float:
+        """CLOCK_BOOTTIME."""
+        return self.monotonic()

@@ -1,0 +1,135 @@
+"""The standard stories. Each begins on a fresh device, and each must end at rest whatever strikes in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from tests.simulation.machine import Machine
+from tests.simulation.releases import UNIT
+
+Scenario = Callable[[Machine], Coroutine[Any, Any, None]]
+
+
+async def roll_out(machine: Machine, version: str | None, assignment: str = "") -> None:
+    """The server wants it, and the device has come to rest over it."""
+    machine.server.want(version, assignment)
+    await machine.settled()
+
+
+def phase(machine: Machine) -> str:
+    """Where the journal says that the unit stands."""
+    record = machine.journal.record(UNIT)
+    return str(record.phase) if record is not None else "idle"
+
+
+async def first_install(machine: Machine) -> None:
+    """On a device that has nothing."""
+    await roll_out(machine, "1.0.0")
+
+
+async def upgrade(machine: Machine) -> None:
+    """A good release replaces another."""
+    await first_install(machine)
+    await roll_out(machine, "1.1.0")
+
+
+async def rejected(machine: Machine) -> None:
+    """The gate says no."""
+    await first_install(machine)
+    await roll_out(machine, "2.0.0")
+
+
+async def unhealthy(machine: Machine) -> None:
+    """It answers NaN in its trial; the same bytes are wanted once more."""
+    await first_install(machine)
+    await roll_out(machine, "3.2.0")
+    await roll_out(machine, "3.2.0")
+
+
+async def worker_death(machine: Machine) -> None:
+    """Its worker dies in the trial; the same bytes come again under another number."""
+    await first_install(machine)
+    await roll_out(machine, "3.0.0")
+    await roll_out(machine, "3.1.0")
+
+
+async def lease_lapse(machine: Machine) -> None:
+    """The agent stands still in a trial; the release is innocent."""
+    await first_install(machine)
+    machine.server.want("1.1.0")
+    await until(machine, lambda: phase(machine) == "trial")
+    machine.strike("stall", "scenario")
+    await machine.settled()
+
+
+async def superseded(machine: Machine) -> None:
+    """A newer wish, while the older one is being fetched; and again while it is judged."""
+    await first_install(machine)
+    machine.server.want("1.1.0")
+    await until(machine, lambda: phase(machine) == "fetching")
+    machine.server.want("2.0.0")
+    await until(machine, lambda: phase(machine) == "gating")
+    await roll_out(machine, "1.2.0")
+
+
+async def cancelled(machine: Machine) -> None:
+    """No longer wanted, while it is judged."""
+    await first_install(machine)
+    machine.server.want("1.1.0")
+    await until(machine, lambda: phase(machine) == "gating")
+    await roll_out(machine, None)
+
+
+async def rollback(machine: Machine) -> None:
+    """The owner goes back."""
+    await upgrade(machine)
+    await person(machine, lambda m: m.agent.rollback() if m.agent else _nobody())
+    await machine.settled()
+
+
+async def sideload(machine: Machine) -> None:
+    """From a file, without a server."""
+    machine.server.set_online(False)
+    await person(machine, lambda m: m.agent.sideload("1.0.0") if m.agent else _nobody())
+    await machine.settled()
+    machine.server.set_online(True)
+
+
+async def _nobody() -> None:
+    """No agent runs."""
+
+
+async def person(machine: Machine, work: Callable[[Machine], Awaitable[None]]) -> str:
+    """Somebody asks the agent, once it runs."""
+    await until(machine, lambda: machine.agent is not None and machine.agent.alive and machine.agent.ready)
+    assert machine.agent is not None
+    asked = machine.agent.person(work(machine))
+    done, _ = await asyncio.wait([asked], timeout=60.0)
+    return asked.result() if done and not asked.cancelled() else "killed"
+
+
+async def until(machine: Machine, holds: Callable[[], bool], limit_s: float = 30.0) -> bool:
+    """Wait for something that a cut may keep from ever being so: then go on all the same."""
+    end = machine.loop.virtual + limit_s
+    while not holds() and machine.loop.virtual < end:  # noqa: ASYNC110 - virtual time costs nothing
+        await asyncio.sleep(0.02)
+    return holds()
+
+
+SCENARIOS: dict[str, Scenario] = {
+    story.__name__: story
+    for story in (
+        first_install,
+        upgrade,
+        rejected,
+        unhealthy,
+        worker_death,
+        lease_lapse,
+        superseded,
+        cancelled,
+        rollback,
+        sideload,
+    )
+}

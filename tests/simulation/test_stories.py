@@ -1,0 +1,41 @@
+"""The standard stories, undisturbed: how each of them ends, and what the server hears."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.machine import run
+from tests.simulation.releases import UNIT
+from tests.simulation.scenarios import SCENARIOS
+
+pytestmark = pytest.mark.simulation
+
+INSTALLED = ["accepted", "staged", "verdict", "switched", "confirmed"]
+ENDS = {
+    "first_install": ("confirmed", "1.0.0", []),
+    "upgrade": ("confirmed", "1.1.0", INSTALLED),
+    "rejected": ("rejected", "1.0.0", ["accepted", "staged", "verdict", "rejected"]),
+    "unhealthy": ("failed", "1.0.0", [*INSTALLED[:4], "reverted", "accepted", "failed"]),
+    "worker_death": ("failed", "1.0.0", [*INSTALLED[:4], "reverted", "accepted", "failed"]),
+    "lease_lapse": ("confirmed", "1.1.0", [*INSTALLED[:4], "interrupted", *INSTALLED]),
+    "superseded": ("confirmed", "1.2.0", ["accepted", "superseded", "accepted", "staged", "superseded", *INSTALLED]),
+    "cancelled": ("cancelled", "1.0.0", ["accepted", "staged", "cancelled"]),
+    "rollback": ("confirmed", "1.0.0", [*INSTALLED, "switched", "rolled_back"]),
+    "sideload": ("confirmed", "1.0.0", []),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_story_ends_as_it_should(name: str) -> None:
+    machine = run(SCENARIOS[name])
+    phase, version, told = ENDS[name]
+    record = machine.journal.record(UNIT)
+    assert (record.phase, record.confirmed.version) == (phase, version), machine.describe()
+    assert machine.server.kinds() == INSTALLED + told
+
+
+def test_a_seed_replays_a_whole_run() -> None:
+    plan = {150: "power", 190: "agent", 260: "stall", 300: "host"}
+    one, two = (run(SCENARIOS["upgrade"], seed=7, plan=dict(plan)) for _ in range(2))
+    assert one.trace == two.trace
+    assert len(one.struck) > 1

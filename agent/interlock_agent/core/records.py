@@ -51,8 +51,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """A unit as the journal holds it. `done`: the server's wish that ended last, so that repeating it is a no-op, also
-    after somebody installed something else by hand."""
+    """A unit as the journal holds it. `done`: the server's wishes that have ended, so that repeating one is a
+    no-op, also after somebody installed something else by hand, or after the server took a newer one back."""
 
     unit: str
     phase: str = Phase.IDLE.value
@@ -60,7 +60,7 @@ class UnitRecord:
     attempt: Attempt | None = None
     confirmed: Installed | None = None
     previous: Installed | None = None  # in the spare slot, confirmed here before; what a rollback goes to
-    done: str = ""  # assignment
+    done: tuple[str, ...] = ()  # assignments, oldest first
     reason: str = ""
     fingerprint: str = ""  # under which the confirmed release was judged
 
@@ -91,6 +91,7 @@ def from_document(document: dict[str, Any]) -> UnitRecord:
     for name in ("confirmed", "previous"):
         if data.get(name) is not None:
             data[name] = _build(Installed, data[name])
+    data["done"] = tuple(data.get("done") or ())
     record = _build(UnitRecord, data)
     assert isinstance(record, UnitRecord)
     return record

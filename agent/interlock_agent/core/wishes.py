@@ -9,6 +9,8 @@ from interlock_agent.core.records import Attempt, Installed, UnitRecord, Wish
 from interlock_agent.core.states import BEFORE_SWITCH, RESTING, Event, Phase
 from interlock_shared.documents import Assignment
 
+DONE_MAX = 64  # answered wishes that are remembered; the server goes back by one or a few
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -34,13 +36,24 @@ def choose(record: UnitRecord, wanted: Assignment | None, spread_s: float) -> Ch
         rollout=wanted.rollout,
         spread_s=spread_s,
     )
+    answered = wish.assignment in record.done  # repeating a wish, or going back to one, tries nothing again
     if in_flight and attempt is not None:
-        if attempt.wish.assignment == wish.assignment or attempt.wish.origin != "rollout":
-            return None  # a file that a person put in is finished first
-        return Choice(Event.SUPERSEDE, wish)
-    if phase in RESTING and record.done != wish.assignment:
+        if attempt.wish.assignment == wish.assignment:
+            return None
+        if attempt.wish.origin != "rollout":  # a file that a person put in is finished first
+            return Choice(Event.SUPERSEDE, wish) if phase is Phase.WAITING and not answered else None
+        return Choice(Event.CANCEL) if answered else Choice(Event.SUPERSEDE, wish)
+    if phase in RESTING and not answered:
         return Choice(Event.WISH, wish)
     return None
+
+
+def ended(record: UnitRecord) -> UnitRecord:
+    """The record when an attempt rests: a wish of the server's is remembered as answered."""
+    attempt = record.attempt
+    if attempt is None or attempt.wish.origin != "rollout" or attempt.wish.assignment in record.done:
+        return record
+    return replace(record, done=(*record.done, attempt.wish.assignment)[-DONE_MAX:])
 
 
 def from_seals(unit: str, seals: dict[str, dict[str, Any]], confirmed_slot: str) -> UnitRecord | None:

@@ -130,17 +130,26 @@ class World(Fleet):
 
 
 @contextlib.contextmanager
-def world(*models: str) -> Iterator[World]:
-    """A running server with trust, in a folder with a short name; ended whatever happens."""
+def temporary() -> Iterator[Path]:
+    """A folder with a short name: a Unix socket's path has 107 bytes at most."""
     folder = Path(tempfile.mkdtemp(prefix="il-", dir="/tmp"))
-    made = World(folder, dict(os.environ))
     try:
-        made.start_server()
-        made.trust(*(models or (MODEL,)))
-        yield made
+        yield folder
     finally:
-        made.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def world(*models: str) -> Iterator[World]:
+    """A running server with trust; ended whatever happens."""
+    with temporary() as folder:
+        made = World(folder, dict(os.environ))
+        try:
+            made.start_server()
+            made.trust(*(models or (MODEL,)))
+            yield made
+        finally:
+            made.stop()
 
 
 @dataclass

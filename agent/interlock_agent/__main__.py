@@ -1,7 +1,5 @@
-"""Joins the parts of the agent; the only file that knows them all.
-
-`interlock-agent run` takes a short way that imports neither typer nor rich: they would stay in memory for ever.
-"""
+"""Joins the parts of the agent; the only file that knows them all. The service's own process: neither typer nor rich is
+imported here, they would stay in memory for ever."""
 
 from __future__ import annotations
 
@@ -126,6 +124,7 @@ class Agent:
             for unit in sorted(set(self.config.units) | set(self.engine.stored.units)):
                 await self.engine.configure(unit)
             await self.describer.look()
+            self.describer.on_serving("")  # what answers is known again: report it
         except InterlockError as error:
             log.warning("host: %s", error.message)
 
@@ -182,6 +181,9 @@ def run(path: Path | None) -> int:
     except InterlockError as error:
         print(f"interlock-agent: {error.message}", file=sys.stderr)
         return 3 if isinstance(error, Conflict) else 2
+    except OSError as error:
+        print(f"interlock-agent: {configuration.unusable(error)}", file=sys.stderr)
+        return 2
     try:
         asyncio.run(_serve(config, identity))
     except InterlockError as error:
@@ -193,15 +195,10 @@ def run(path: Path | None) -> int:
 
 
 def main() -> int:
-    """Entry of the console script; the exit code."""
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["run"] and "--help" not in arguments:
-        parser = argparse.ArgumentParser("interlock-agent run", add_help=False)
-        parser.add_argument("--config", type=Path)
-        return run(parser.parse_args(arguments[1:]).config)
-    from interlock_agent import cli
-
-    return cli.main(run)
+    """`python -m interlock_agent --config FILE`: what `interlock-agent run` becomes. The exit code."""
+    parser = argparse.ArgumentParser("interlock-agent run", description="Run the agent until SIGTERM.")
+    parser.add_argument("--config", type=Path)
+    return run(parser.parse_args().config)
 
 
 if __name__ == "__main__":

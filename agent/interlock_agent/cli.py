@@ -1,25 +1,28 @@
 """`interlock-agent`: what a device owner or a technician types.
 
 Exit codes: 0 done · 1 refused, failed, rejected or reverted (the message says which) · 2 the command line or the
-configuration is wrong · 3 try again later (no agent, no host, no network, no space).
+configuration is wrong · 3 try again later (no agent, no host, no network, no space). A table fits 80 columns; a pipe
+gets whole lines.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from interlock_agent import config as configuration
 from interlock_agent.control_client import ask
 from interlock_shared import __version__
-from interlock_shared.errors import InterlockError, Invalid, Later
+from interlock_shared.errors import Conflict, InterlockError, Invalid, Later
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,13 +34,15 @@ takes them back.
 Start with `interlock-agent enrol`, run the service (`systemctl start interlock-host interlock-agent`), and look at
 `interlock-agent status`. Without a network: `interlock-agent install detector-1.4.0.bundle`.""",
 )
-out = Console()
-err = Console(stderr=True)
+PIPE_WIDTH = 4096  # a program reads whole lines; a table is folded for people alone
+out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+err = Console(stderr=True, highlight=False)
 
 ConfigPath = Annotated[Path | None, typer.Option("--config", help="The agent's TOML file.", envvar="INTERLOCK_CONFIG")]
 AsJson = Annotated[bool, typer.Option("--json", help="The whole answer as JSON, for programs.")]
 
 GOOD = ("confirmed",)
+FACTS = ("offered", "confirmed", "running", "fallback", "address")
 MARKS = {"pass": "[green]pass[/]", "fail": "[red]fail[/]", "inconclusive": "[yellow]inconclusive[/]"}
 
 
@@ -45,15 +50,38 @@ def _fail(error: InterlockError, as_json: bool = False) -> NoReturn:
     if as_json:
         print(json.dumps({"error": error.document()}))
     else:
-        err.print(f"[red]error[/] [bold]{error.code}[/]: {error.message}", highlight=False, soft_wrap=True)
+        _complain(error)
     raise typer.Exit(3 if isinstance(error, Later) else 1)
+
+
+def _complain(error: InterlockError) -> None:
+    err.print(f"[red]error[/]{escape(f'[{error.code}]: {error.message}')}", soft_wrap=True)
+
+
+def _show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Sequence[str] = ()) -> None:
+    """Rows for people; an `optional` column without a word in any row is left out."""
+    known = list(rows)
+    kept = [
+        n for n, name in enumerate(columns) if name not in optional or any(row[n] not in ("", "–") for row in known)
+    ]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for n in kept:
+        table.add_column(columns[n], overflow="fold")
+    for row in known:
+        table.add_row(*(row[n] for n in kept))
+    if sys.stdout.isatty():
+        out.print(table)
+        return
+    with out.capture() as captured:
+        out.print(table)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
 def _load(path: Path | None) -> configuration.Config:
     try:
         return configuration.load(path)
     except Invalid as bad:
-        err.print(f"[red]error[/] [bold]{bad.code}[/]: {bad.message}", highlight=False, soft_wrap=True)
+        _complain(bad)
         raise typer.Exit(2) from None
 
 
@@ -77,12 +105,14 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-def run(context: typer.Context, config: ConfigPath = None) -> None:
+def run(config: ConfigPath = None) -> None:
     """Run the agent until SIGTERM; systemd does this.
 
     Example: interlock-agent run --config /etc/interlock/agent.toml
     """
-    raise typer.Exit(context.obj(config))
+    named = [] if config is None else ["--config", str(config)]
+    # This process becomes the service: what the command line needed is given back, the process id stays (systemd).
+    os.execv(sys.executable, [sys.executable, "-m", "interlock_agent", *named])  # noqa: S606  # our own module
 
 
 @app.command()
@@ -98,6 +128,7 @@ def enrol(
     offline_root: Annotated[
         Path | None, typer.Option("--offline-root", help="No server: embed this root.json; needs --name.")
     ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Replace the enrolment that is there.")] = False,
     config: ConfigPath = None,
 ) -> None:
     """Give this device its identity: a key that is made here and never leaves, and the root of trust.
@@ -109,20 +140,26 @@ def enrol(
     from interlock_agent.adapters import identity  # cryptography is only loaded where it is needed
 
     state = _load(config).device.state_dir
+    if offline_root is not None and not name:
+        raise typer.BadParameter("--offline-root needs --name")
+    if offline_root is None and not (server and token and root_sha256):
+        raise typer.BadParameter("--server, --token and --root-sha256 go together")
     try:
-        if offline_root is not None:
-            if not name:
-                raise Invalid("--offline-root needs --name", field="name")
+        before = identity.enrolled(state)
+        if before is not None and not again:
+            where = f" with {before['server']}" if before.get("server") else ""
+            message = f"this device is {before['device']} already, enrolled{where}; --again replaces that"
+            raise Conflict(message, code="already_enrolled")
+        if offline_root is not None and name:
             facts = identity.enrol_offline(state, offline_root.read_bytes(), name)
         else:
-            if not (server and token and root_sha256):
-                raise Invalid("--server, --token and --root-sha256 go together", field="server")
             facts = identity.enrol(state, server, token, root_sha256, name)
     except InterlockError as error:
         _fail(error)
     except OSError as error:
-        _fail(Invalid(f"{error.filename}: {error.strerror}", code="io"))
-    out.print(f"enrolled as [bold]{facts['device']}[/]; restart interlock-agent to connect")
+        _fail(Invalid(configuration.unusable(error), code="io"))
+    out.print(f"enrolled as [bold]{facts['device']}[/]; the identity is in {escape(str(state))}", soft_wrap=True)
+    out.print("next: (re)start interlock-host and interlock-agent")
 
 
 @app.command()
@@ -138,20 +175,22 @@ def status(as_json: AsJson = False, config: ConfigPath = None) -> None:
     link = document.get("link")
     online = "no server" if link is None else "connected" if link["connected"] else f"offline ({link['trouble']})"
     host = document["host"] or "away"
-    out.print(f"[bold]{document['device']}[/]  agent {document['agent']}  host {host}  {online}", highlight=False)
-    table = Table("model", "phase", "offered", "confirmed", "running", "fallback", "address", "why", box=None)
-    for name, unit in sorted(document["units"].items()):
-        cells = [unit.get(key) or "–" for key in ("offered", "confirmed", "running", "fallback", "address")]
-        table.add_row(name, _phase(unit), *cells, unit.get("reason") or "")
-    if document["units"]:
-        out.print(table)
+    out.print(
+        f"[bold]{document['device']}[/]  agent {document['agent']}  host {host}  {escape(online)}", soft_wrap=True
+    )
+    rows = [
+        (name, _phase(unit), *(unit.get(key) or "–" for key in FACTS), escape(unit.get("reason") or ""))
+        for name, unit in sorted(document["units"].items())
+    ]
+    if rows:
+        _show_table(("model", "phase", *FACTS, "why"), rows, optional=("why",))
     else:
         out.print("no model yet: roll one out, or `interlock-agent install FILE`")
     for note in document["notes"]:
-        out.print(f"[yellow]note[/] {note}", highlight=False)
+        out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for entry in document["quarantine"]:
         text = f"{entry['version']} ({entry['payload_sha256'][:12]}…): {entry['reason']} at {entry['at']}"
-        out.print(f"[red]quarantine[/] {text}", highlight=False)
+        out.print(f"[red]quarantine[/] {escape(text)}", soft_wrap=True)
 
 
 def _phase(unit: dict[str, Any]) -> str:
@@ -178,18 +217,14 @@ def history(
     if as_json:
         _print_json(rows)
         return
-    table = Table("when", "model", "gen", "from", "event", "to", "why", box=None)
-    for row in rows:
-        table.add_row(
-            row["at"][:19],
-            row["unit"],
-            str(row["generation"]),
-            row["before"],
-            row["event"],
-            row["after"],
-            row["reason"],
-        )
-    out.print(table)
+    if not rows:
+        out.print("nothing has happened yet")
+        return
+    cells = [
+        (row["at"][:19], row["unit"], str(row["generation"]), row["before"], row["event"], row["after"], row["reason"])
+        for row in rows
+    ]
+    _show_table(("when", "model", "gen", "from", "event", "to", "why"), cells, optional=("why",))
 
 
 @app.command()
@@ -210,31 +245,37 @@ def verdict(
     colour = {"accept": "green", "reject": "red"}.get(document["outcome"], "yellow")
     beside = f" beside {document['incumbent']['version']}" if document["incumbent"] else ""
     head = (
-        f"{document['model']} {document['version']}{beside}: [{colour}]{document['outcome']}[/] – {document['message']}"
+        f"{document['model']} {document['version']}{beside}: [{colour}]{document['outcome']}[/] – "
+        f"{escape(document['message'])}"
     )
-    out.print(head, highlight=False)
-    table = Table("stage", "check", "limit", "measured", "interval", "incumbent", "outcome", box=None)
+    out.print(head, soft_wrap=True)
+    rows: list[tuple[str, ...]] = []
     for stage in document["stages"]:
-        for check in stage["checks"]:
-            table.add_row(stage["stage"], *_check_cells(check))
+        rows += [_check_cells(check) for check in stage["checks"]]
         if not stage["checks"]:
-            table.add_row(stage["stage"], "", "", "", "", "", stage["outcome"].replace("_", " "))
-    out.print(table)
+            rows.append((stage["stage"], "", "", "", stage["outcome"].replace("_", " ")))
+    _show_table(("check", "measured", "incumbent", "limit", "outcome"), rows, optional=("incumbent",))
 
 
-def _figure(value: Any) -> str:
+def _figure(value: Any, unit: str = "") -> str:
     if isinstance(value, bool) or value is None:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float | int) else str(value)
+    if unit == "bytes":
+        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+    text = f"{value:.4g}" if isinstance(value, float | int) else str(value)
+    return f"{text} {unit}".rstrip()
 
 
 def _check_cells(check: dict[str, Any]) -> tuple[str, ...]:
-    interval = "–" if check["low"] is None else f"{_figure(check['low'])} … {_figure(check['high'])}"
+    unit = check["unit"] or ""
     outcome = MARKS.get(check["outcome"], check["outcome"].replace("_", " "))
     if check["reason"] not in ("ok", ""):
         outcome += f" ({check['reason']})"
-    measured = _figure(check["measured"]) + (f" {check['unit']}" if check["unit"] else "")
-    return check["check"], _figure(check["limit"]), measured, interval, _figure(check["incumbent"]), outcome
+    measured = _figure(check["measured"], unit)
+    if check["low"] is not None:
+        measured += escape(f" [{_figure(check['low'])}, {_figure(check['high'])}]")
+    incumbent, limit = _figure(check["incumbent"], unit), _figure(check["limit"], unit)
+    return check["check"], measured, incumbent, limit, outcome
 
 
 @app.command()
@@ -271,7 +312,7 @@ def _progress(as_json: bool) -> Any:
         elif document.get("stage"):
             text += f": {document['stage']}"
         if not as_json and text != last[0] and (out.is_terminal or text.split()[0] != (last[0].split() or [""])[0]):
-            err.print(text, highlight=False, end="\r" if out.is_terminal else "\n")
+            err.print(text, end="\r" if out.is_terminal else "\n")
         last[0] = text
 
     return show
@@ -282,7 +323,7 @@ def _end(answer: dict[str, Any], as_json: bool) -> NoReturn:
         _print_json(answer)
     else:
         why = f" ({answer['reason']})" if answer["reason"] not in ("", "ok") else ""
-        out.print(f"{answer['unit']} {answer.get('version', '')}: [bold]{answer['phase']}[/]{why}", highlight=False)
+        out.print(f"{answer['unit']} {answer.get('version', '')}: [bold]{answer['phase']}[/]{why}")
     if answer["phase"] in GOOD:
         raise typer.Exit(0)
     raise typer.Exit(3 if answer["phase"] == "waiting" else 1)
@@ -321,10 +362,10 @@ def forgive(
     out.print(f"{answer['forgiven']} entries removed")
 
 
-def main(serve: Callable[[Path | None], int]) -> int:
-    """Entry; the exit code. `serve` is what `run` does."""
+def main() -> int:
+    """Entry of the console script; the exit code."""
     try:
-        app(standalone_mode=True, obj=serve)
+        app(standalone_mode=True)
     except SystemExit as end:
         return int(end.code or 0)
     return 0

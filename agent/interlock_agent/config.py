@@ -128,6 +128,11 @@ class Config(_Section):
         return self.unit(name).listen or f"unix:{self.device.run_dir / name}.sock"
 
 
+def unusable(error: OSError) -> str:
+    """What to say of a folder of ours that cannot be used: the setting is what a person can change."""
+    return f"{error.filename}: {error.strerror} (the folders are state_dir and run_dir under [device] of --config)"
+
+
 def load(path: Path | None) -> Config:
     """Read the file; without a path the default one where it exists, else all defaults. Raises Invalid."""
     chosen = path or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)

@@ -31,6 +31,13 @@ def _read(sock: socket.socket) -> dict[str, Any]:
     return dict(document)
 
 
+def _away(path: Path, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return f"{path}: you may not talk to this agent: use sudo"
+    hint = "start it (`systemctl start interlock-agent`), or name its configuration with --config"
+    return f"no agent answers at {path}: {hint}"
+
+
 def ask(
     path: Path,
     op: str,
@@ -44,7 +51,7 @@ def ask(
         try:
             sock.connect(str(path))
         except OSError as away:
-            raise Unreachable(f"no agent answers at {path}: {away.strerror}", code="agent_away") from None
+            raise Unreachable(_away(path, away), code="agent_away") from None
         try:
             mine = messages.hello(__version__, "tool")
             sock.sendall(messages.encode(mine))

@@ -37,7 +37,8 @@ class Identity:
             key = serialization.load_pem_private_key((state / "identity" / "device.pem").read_bytes(), None)
         except FileNotFoundError:
             raise NotFound(
-                "this device has no identity yet; enrol it: interlock-agent enrol --help", code="not_enrolled"
+                f"this device is not enrolled: there is no identity in {state}; see interlock-agent enrol --help",
+                code="not_enrolled",
             ) from None
         except (OSError, ValueError) as bad:
             raise Invalid(f"the device's identity cannot be read: {bad}", code="bad_identity") from None
@@ -87,6 +88,14 @@ def enrol(state: Path, server: str, token: str, root_sha256: str, name: str | No
     facts = {"schema": "interlock.identity/1", **answer, "server": answer.get("server") or server}
     _write(state, root, facts)
     return facts
+
+
+def enrolled(state: Path) -> dict[str, Any] | None:
+    """What an enrolment before gave; None without one. Raises OSError when it cannot be told."""
+    try:
+        return dict(json.loads((state / "identity" / "identity.json").read_bytes()))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def enrol_offline(state: Path, root: bytes, name: str) -> dict[str, Any]:

@@ -20,15 +20,18 @@ from interlock_agent import __version__
 from interlock_agent.host import config, messages
 
 HELP = """\
-interlock-host serves the models of this device over the Open Inference Protocol v2.
+interlock-host serves the models of this device over the Open Inference
+Protocol v2.
 
-It listens on one address a model (the owner names it in the agent's configuration), owns every process that serves,
-swaps releases without losing a request, and takes back a release whose worker dies. What to serve is the agent's
+It listens on one address a model (the owner names it in the agent's
+configuration), owns every process that serves, swaps releases without losing a
+request, and takes back a release whose worker dies. What to serve is the agent's
 decision: `interlock-agent status` tells you more. Applications ask it like this:
 
   curl http://127.0.0.1:8500/v2/models/detector
 
-A host that was killed or restarted serves the confirmed releases again by itself.
+A host that was killed or restarted serves the confirmed releases again by
+itself. Exit codes: 0 done, 1 failed, 2 asked wrongly, 3 another host runs.
 """
 
 
@@ -43,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     status = verbs.add_parser("status", help="what serves now, on which address")
     status.add_argument("--json", action="store_true", help="the whole status, for programs")
     for verb in (run, status):
-        verb.add_argument("--config", type=Path, help=f"settings in TOML (default: {config.DEFAULT_PATH}, if there)")
+        verb.add_argument(
+            "--config",
+            type=Path,
+            help=f"settings in TOML (default: $INTERLOCK_HOST_CONFIG, {config.DEFAULT_PATH} if there)",
+        )
     chosen = parser.parse_args(arguments)
     if chosen.verb is None:
         parser.print_help()
@@ -70,7 +77,8 @@ def _run(settings: config.Settings) -> int:
         print(f"interlock-host: {another}", file=sys.stderr)
         return 3
     except OSError as failure:
-        print(f"interlock-host: {failure}", file=sys.stderr)
+        where = f"{failure.filename}: {failure.strerror} (the folders are state_dir and run_dir of --config)"
+        print(f"interlock-host: {where if failure.filename else failure}", file=sys.stderr)
         return 1
     return 0
 
@@ -94,7 +102,9 @@ def _status(settings: config.Settings, as_json: bool) -> int:
     try:
         found = asyncio.run(asyncio.wait_for(_ask(settings.control), 10))
     except (OSError, ValueError, EOFError, asyncio.TimeoutError) as failure:
-        print(f"interlock-host: no host answers on {settings.control}: {failure}", file=sys.stderr)
+        gone = isinstance(failure, (FileNotFoundError, ConnectionRefusedError))
+        hint = "start it (`systemctl start interlock-host`), or name its settings with --config" if gone else failure
+        print(f"interlock-host: no host answers on {settings.control}: {hint}", file=sys.stderr)
         return 1
     if as_json:
         print(json.dumps(found, indent=1))

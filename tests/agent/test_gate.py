@@ -1,0 +1,264 @@
+"""The gate's judgements, as rows: figures in, an outcome out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interlock_agent.core import gate
+from interlock_agent.core.gate import OwnerLimits
+from interlock_shared import manifest as manifests
+from interlock_shared.documents import CheckResult
+from tests.agent.material import the_manifest
+
+LIMITS: dict[str, Any] = {"accuracy_min": 0.8, "accuracy_drop_max": 0.05}
+
+
+def outcomes(checks: list[CheckResult]) -> dict[str, tuple[str, str]]:
+    return {check.check: (check.outcome, check.reason) for check in checks}
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ({"compared": True, "outside": 0}, {"parity": ("pass", "ok")}),
+        ({"compared": True, "outside": 1}, {"parity": ("fail", "golden_mismatch")}),
+        ({"compared": False, "outside": 9}, {}),
+        ({"compared": False, "non_finite": 1}, {"finite": ("fail", "non_finite_output")}),
+        (
+            {"compared": True, "outside": 0, "non_finite": 2},
+            {"finite": ("fail", "non_finite_output"), "parity": ("pass", "ok")},
+        ),
+    ],
+)
+def test_golden_outputs(output: dict[str, Any], expected: dict[str, tuple[str, str]]) -> None:
+    assert outcomes(gate.parity([{"name": "y", **output}])) == expected
+
+
+NA = "not_applicable"
+ACCURACY: list[tuple[str, str | None, dict[str, Any], tuple[str, str], tuple[str, str]]] = [
+    ("", None, LIMITS, (NA, "no_labels"), (NA, "no_labels")),
+    ("", "1" * 10, LIMITS, (NA, "no_labels"), (NA, "no_labels")),
+    ("1" * 8 + "0" * 2, None, LIMITS, ("pass", "ok"), (NA, "no_incumbent")),  # exactly the floor
+    ("1" * 79 + "0" * 21, None, LIMITS, ("fail", "accuracy_below_floor"), (NA, "no_incumbent")),
+    ("1" * 10, "1" * 10, LIMITS, ("pass", "ok"), ("pass", "ok")),
+    ("1" * 95 + "0" * 5, "1" * 100, LIMITS, ("pass", "ok"), ("pass", "ok")),  # exactly the margin
+    ("1" * 94 + "0" * 6, "1" * 100, LIMITS, ("pass", "ok"), ("fail", "accuracy_dropped")),
+    ("1" * 100, "1" * 50 + "0" * 50, LIMITS, ("pass", "ok"), ("pass", "ok")),  # better than the incumbent
+    ("1" * 10, "1" * 10, {"accuracy_drop_max": 0.0}, (NA, "no_limit"), ("pass", "ok")),
+    ("1" * 10, "1" * 10, {"accuracy_min": 0.5}, ("pass", "ok"), (NA, "no_limit")),
+    ("0" * 10, "1" * 10, {"gates": "none"}, (NA, "no_limit"), (NA, "no_limit")),
+]
+
+
+@pytest.mark.parametrize(("hits", "incumbent", "limits", "floor", "drop"), ACCURACY)
+def test_accuracy(
+    hits: str, incumbent: str | None, limits: dict[str, Any], floor: tuple[str, str], drop: tuple[str, str]
+) -> None:
+    assert outcomes(gate.accuracy(hits, incumbent, limits)) == {"accuracy": floor, "accuracy_drop": drop}
+
+
+def test_accuracy_carries_its_figures() -> None:
+    row, drop = gate.accuracy("1" * 90 + "0" * 10, "1" * 91 + "0" * 9, LIMITS)
+    assert (row.measured, row.incumbent, row.limit, row.detail) == (0.9, 0.91, 0.8, {"items": 100})
+    assert row.low is not None
+    assert row.high is not None
+    assert 0.8 < row.low < 0.9 < row.high < 1
+    assert drop.measured == pytest.approx(0.01)
+    assert drop.low is not None
+    assert drop.high is not None
+    assert drop.detail["smallest_effect"] == pytest.approx((drop.high - drop.low) / 2)
+
+
+RATIOS: list[tuple[str, list[float], list[float], str, tuple[str, str]]] = [
+    ("clearly as fast", [1.0] * 20, [1.0] * 20, "pass", ("pass", "pass")),
+    ("at the limit", [1.25] * 20, [1.25] * 20, "pass", ("pass", "pass")),
+    ("slower by work", [1.5] * 20, [1.0] * 20, "fail", ("fail", "pass")),
+    ("slower by wall", [1.0] * 20, [1.5] * 20, "fail", ("pass", "fail")),
+    ("slower by both", [1.5] * 20, [1.5] * 20, "fail", ("fail", "fail")),
+    ("work spread", [1.0] * 10 + [1.5] * 10, [1.0] * 20, "", ("inconclusive", "inconclusive")),
+    ("wall spread, work fine", [1.0] * 20, [1.0] * 10 + [1.5] * 10, "pass", ("pass", "pass")),
+    ("too few", [9.0] * 3, [9.0] * 3, "", ("inconclusive", "inconclusive")),
+    ("none", [], [], "", ("inconclusive", "inconclusive")),
+]
+
+
+@pytest.mark.parametrize(("words", "work", "wall", "decided", "rows"), RATIOS, ids=[row[0] for row in RATIOS])
+def test_the_ratio(words: str, work: list[float], wall: list[float], decided: str, rows: tuple[str, str]) -> None:
+    del words
+    ratio = gate.look(work, wall, 1.25)
+    assert (ratio.decided, ratio.pairs) == (decided, len(work))
+    if not work:
+        return
+    one, two = gate.ratio_result(ratio, 1.25)
+    assert (one.check, two.check) == ("latency_ratio_work", "latency_ratio_wall")
+    assert (one.outcome, two.outcome) == rows
+    reasons = {"pass": "ok", "fail": "too_slow", "inconclusive": "too_noisy"}
+    assert (one.reason, two.reason) == tuple(reasons[outcome] for outcome in rows)
+
+
+def test_too_few_pairs_have_no_interval() -> None:
+    row = gate.ratio_result(gate.look([2.0] * 3, [2.0] * 3, 1.25), 1.25)[0]
+    assert (row.low, row.high, row.detail["smallest_effect"]) == (None, None, None)
+
+
+def test_looking_often_does_not_use_up_more_than_the_budget() -> None:
+    confidence = gate.look([1.0] * 20, [1.0] * 20, 1.25).work.confidence
+    assert (1 - confidence) * len(gate.LOOKS) == pytest.approx(gate.ERROR_BUDGET)
+
+
+MS = 1_000_000
+LATENCY: list[tuple[str, list[int], float | None, str]] = [
+    ("no limit", [5 * MS] * 100, None, "not_applicable"),
+    ("within", [5 * MS] * 100, 6.0, "pass"),
+    ("at the limit", [5 * MS] * 100, 5.0, "pass"),
+    ("above", [5 * MS] * 100, 4.0, "fail"),
+    ("a few outliers are no p95", [5 * MS] * 97 + [90 * MS] * 3, 6.0, "pass"),
+    ("the estimate is above and the interval reaches below", [5 * MS] * 94 + [9 * MS] * 6, 6.0, "inconclusive"),
+    ("a tenth is above", [5 * MS] * 80 + [9 * MS] * 20, 6.0, "fail"),
+]
+
+
+@pytest.mark.parametrize(("words", "samples", "limit", "outcome"), LATENCY, ids=[row[0] for row in LATENCY])
+def test_p95(words: str, samples: list[int], limit: float | None, outcome: str) -> None:
+    del words
+    p50, p95 = gate.latency(samples, limit, [4 * MS] * 10)
+    assert (p50.check, p50.outcome) == ("latency_p50", "not_applicable")
+    assert (p95.check, p95.outcome) == ("latency_p95", outcome)
+    assert p50.measured == pytest.approx(5.0)
+    assert p95.incumbent == pytest.approx(4.0)
+    assert p95.detail == {"samples": 100}
+
+
+@pytest.mark.parametrize(
+    ("peak", "limit", "free", "rows"),
+    [
+        (10, None, None, (NA, NA)),
+        (10, 10, 10, ("pass", "pass")),
+        (11, 10, 100, ("fail", "pass")),
+        (11, 100, 10, ("pass", "fail")),
+        (11, None, 10, (NA, "fail")),
+    ],
+)
+def test_memory(peak: int, limit: int | None, free: int | None, rows: tuple[str, str]) -> None:
+    assert tuple(check.outcome for check in gate.memory(peak, limit, free)) == rows
+
+
+def one(outcome: Any) -> CheckResult:
+    return CheckResult(check="c", outcome=outcome, reason=str(outcome))
+
+
+@pytest.mark.parametrize(
+    ("checks", "outcome"),
+    [
+        ([], "pass"),
+        (["pass"], "pass"),
+        (["pass", "not_applicable"], "pass"),
+        (["not_applicable"], "not_applicable"),
+        (["not_applicable", "not_run"], "not_applicable"),
+        (["pass", "inconclusive"], "inconclusive"),
+        (["inconclusive", "fail", "pass"], "fail"),
+    ],
+)
+def test_a_stage_is_its_worst_check(checks: list[str], outcome: str) -> None:
+    assert gate.stage("fast", 0.1, [one(check) for check in checks]).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("stages", "concluded"),
+    [
+        ([["pass"], ["not_applicable"]], ("accept", "ok")),
+        ([["inconclusive"], ["pass"]], ("inconclusive", "inconclusive")),
+        ([["inconclusive"], ["fail"]], ("reject", "fail")),
+        ([["fail", "inconclusive"], []], ("reject", "fail")),
+        ([], ("accept", "ok")),
+    ],
+)
+def test_the_verdict_is_the_first_failure(stages: list[list[str]], concluded: tuple[str, str]) -> None:
+    made = [gate.stage("fast", 0.0, [one(check) for check in checks]) for checks in stages]
+    assert gate.conclude(made)[:2] == concluded
+
+
+@pytest.mark.parametrize(
+    ("check", "text"),
+    [
+        (gate.simple("contract", ["a", "b", "c", "d"], "contract_broken"), "right: contract: a; b; c"),
+        (
+            CheckResult(check="p95", outcome="fail", unit="ms", measured=5.0, low=4.0, high=6.0, limit=3.0, reason="r"),
+            "right: p95 5 ms [4, 6], limit 3 (r)",
+        ),
+        (CheckResult(check="x", outcome="fail", limit="two", reason="r"), "right: x, limit two (r)"),
+        (CheckResult(check="x", outcome="fail", reason="r"), "right: x (r)"),
+    ],
+)
+def test_a_verdict_says_why_in_one_sentence(check: CheckResult, text: str) -> None:
+    assert gate.explain("right", check) == text
+
+
+def test_a_list_of_problems_is_kept_short() -> None:
+    assert len(gate.simple("c", [str(n) for n in range(99)], "r").detail["problems"]) == 20
+    assert gate.simple("c", [], "r").outcome == "pass"
+
+
+# --- limits: the stricter of both ---------------------------------------------------------------------------------
+
+SMALLER = ("accuracy_drop_max", "latency_p95_ms", "latency_ratio_max", "memory_max_bytes")
+
+
+@given(
+    publisher=st.fixed_dictionaries(
+        {},
+        optional={
+            "accuracy_min": st.floats(0, 1),
+            "accuracy_drop_max": st.floats(0, 1),
+            "latency_p95_ms": st.floats(0.1, 100),
+            "latency_ratio_max": st.floats(0.1, 10),
+            "memory_max_bytes": st.integers(1, 2**40),
+        },
+    ),
+    owner=st.fixed_dictionaries(
+        {},
+        optional={
+            "accuracy_min": st.floats(0, 1),
+            "accuracy_drop_max": st.floats(0, 1),
+            "latency_p95_ms": st.floats(0.1, 100),
+            "latency_ratio_max": st.floats(0.1, 10),
+            "memory_max_bytes": st.integers(1, 2**40),
+        },
+    ),
+)
+def test_the_stricter_of_publisher_and_owner_wins(publisher: dict[str, Any], owner: dict[str, Any]) -> None:
+    manifest = the_manifest(gates=publisher)
+    assert isinstance(manifest.gates, manifests.Gates)
+    limits = gate.effective_limits(manifest, OwnerLimits(**owner))
+    assert limits["parity"] is True
+    for name in ("accuracy_min", *SMALLER):
+        both = [value for value in (getattr(manifest.gates, name), owner.get(name)) if value is not None]
+        wanted = None if not both else min(both) if name in SMALLER else max(both)
+        assert limits[name] == wanted, name
+
+
+def test_a_silent_manifest_has_the_defaults() -> None:
+    limits = gate.effective_limits(the_manifest(), OwnerLimits())
+    assert limits["accuracy_drop_max"] == 0.01
+    assert limits["latency_ratio_max"] == 1.25
+    assert limits["accuracy_min"] is None
+
+
+def test_gates_none_needs_the_owner() -> None:
+    manifest = the_manifest(gates="none")
+    assert gate.effective_limits(manifest, OwnerLimits(allow_none=True)) == {"gates": "none", "parity": True}
+    assert gate.effective_limits(manifest, OwnerLimits())["latency_ratio_max"] == 1.25
+    ours = gate.effective_limits(the_manifest(), OwnerLimits(accuracy_min=0.9, allow_none=True))
+    assert ours["accuracy_min"] == 0.9
+
+
+def test_other_limits_have_another_digest() -> None:
+    digests = {
+        gate.limits_digest(gate.effective_limits(the_manifest(), OwnerLimits(accuracy_min=floor)))
+        for floor in (None, 0.5, 0.6)
+    }
+    assert len(digests) == 3

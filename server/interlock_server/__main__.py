@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ from interlock_server.rollouts import Rollouts
 from interlock_server.tokens import Tokens
 from interlock_server.wishes import Wishes
 from interlock_shared import canonical, durable
-from interlock_shared.errors import InterlockError
+from interlock_shared.errors import Conflict, InterlockError
 
 log = logging.getLogger("interlock_server")
 
@@ -93,6 +93,16 @@ async def _parts(data: Path) -> AsyncIterator[_Parts]:
         await database.close()
 
 
+@contextlib.contextmanager
+def _binding(option: str, address: tuple[str, int]) -> Iterator[None]:
+    """A port that cannot be had is told with the option that changes it. Raises Conflict (`cannot_listen`)."""
+    try:
+        yield
+    except OSError as bad:
+        why = os.strerror(bad.errno) if bad.errno and bad.errno > 0 else bad.strerror or str(bad)
+        raise Conflict(f"{option} {config.show(*address)}: {why}", code="cannot_listen") from None
+
+
 async def _listen(app: web.Application, address: tuple[str, int], stack: AsyncExitStack) -> tuple[str, int]:
     runner = web.AppRunner(
         app, handle_signals=False, access_log=None, shutdown_timeout=SHUTDOWN_S, lingering_time=LINGER_S
@@ -117,7 +127,8 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         broker_port, subscribed = 0, asyncio.Event()
         if settings.broker is None:
             embedded = EmbeddedBroker(tokens.is_device, subscribed)
-            host, broker_port = await embedded.start(*settings.broker_listen)
+            with _binding("--broker-listen", settings.broker_listen):
+                host, broker_port = await embedded.start(*settings.broker_listen)
             stack.push_async_callback(embedded.stop)
             address = Address(_reachable(host), broker_port, SERVER, embedded.password)
         else:
@@ -147,7 +158,8 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         token = await _first_token(tokens, settings)
         for work in (engine.run(catalogue), link.run(engine.received, _both(engine.connected, subscribed.set))):
             await stack.enter_async_context(_background(work))
-        listens = config.show(*await _listen(api.make(known), settings.listen, stack))
+        with _binding("--listen", settings.listen):
+            listens = config.show(*await _listen(api.make(known), settings.listen, stack))
         running = Running(settings.public_url or f"http://{listens}", address.public, token)
         await asyncio.to_thread(_write_addresses, settings, running, listens)
         yield running
@@ -222,7 +234,10 @@ async def _run(settings: config.Settings) -> None:
         print(f"  broker  {running.broker}")
         print(f"  data    {settings.data}")
         if running.token is not None:
-            print(f"  admin token, shown once: {running.token}")
+            if settings.token_file is None:
+                print(f"  admin token, shown once: {running.token}")
+            else:  # under systemd this output is the journal, which others read
+                print(f"  admin token: in {settings.token_file}")
         sys.stdout.flush()
         runtime.notify("READY=1")
         await stop.wait()
@@ -234,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("interlock-server", description=HELP, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"interlock-server {__version__}")
-    run = parser.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser(
+    run = parser.add_subparsers(dest="command", metavar="COMMAND").add_parser(
         "run", help="start the server", description=HELP, formatter_class=raw
     )
     add = run.add_argument
@@ -253,14 +268,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--mosquitto-pid", type=Path, metavar="FILE", help="its pid file: it is told (SIGHUP) when the files changed")
     add("--start-spread", default="0", metavar="SECONDS", help="devices begin a rollout spread over this time")
     add("--public-url", metavar="URL", help="how devices and people reach the API, where that is not --listen")
-    add("--token-file", type=Path, metavar="PATH", help="write the first admin token there too (mode 0600)")
+    add(
+        "--token-file",
+        type=Path,
+        metavar="PATH",
+        help="write the first admin token there (mode 0600) instead of showing it",
+    )
     add("--log-format", choices=("text", "json"), default="text", help="on stderr (default %(default)s)")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The console script. 0: stopped as asked; 1: could not run; 2: asked wrongly."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.command is None:
+        parser.print_help()
+        return 2
     runtime.set_up_logs(given.log_format)
     try:
         settings = config.Settings(
@@ -280,8 +304,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         asyncio.run(_run(settings))
-    except (InterlockError, OSError) as bad:
+    except InterlockError as bad:
         print(f"interlock-server: {bad}", file=sys.stderr)
+        return 1
+    except OSError as bad:
+        where = f"{bad.filename}: {bad.strerror} (the folder is --data)" if bad.filename else str(bad)
+        print(f"interlock-server: {where}", file=sys.stderr)
         return 1
     return 0
 

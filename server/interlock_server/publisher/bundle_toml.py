@@ -102,6 +102,8 @@ def find(where: Path) -> Path:
     """The `bundle.toml` of a folder, or the file itself. Raises NotFound."""
     path = where / FILE_NAME if where.is_dir() else where
     if not path.is_file():
+        if not where.exists():
+            raise NotFound(f"there is no folder or file {where}", code="no_bundle_toml")
         raise NotFound(f"there is no {path}; `interlock bundle init` writes one", code="no_bundle_toml")
     return path
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
@@ -36,6 +37,13 @@ def path(route: str, **parts: str) -> str:
             raise Invalid(f"{name}: {value!r} is no name", field=name)
         route = route.replace("{" + name + "}", value)
     return route
+
+
+def _cause(error: OSError) -> str:
+    """The system's word for it; what asyncio makes of a refused connection names a tuple."""
+    if error.errno and error.errno > 0:  # getaddrinfo's own numbers are below zero
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 class Api:
@@ -89,6 +97,8 @@ class Api:
             raise Invalid(f"server: {bad} is no address", field="server") from None
         except TimeoutError:
             raise Unreachable(f"{self.server}: no answer in time") from None
+        except aiohttp.ClientConnectorError as bad:
+            raise Unreachable(f"no server answers at {self.server}: {_cause(bad.os_error)}") from None
         except (aiohttp.ClientError, OSError) as bad:
             raise Unreachable(f"{self.server}: {str(bad) or type(bad).__name__}") from None
 

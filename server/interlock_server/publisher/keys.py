@@ -67,7 +67,9 @@ class KeyFolder:
                 raise Forbidden(f"{path}: others can read this key: chmod 600 it", code="key_readable_by_others")
             private = load_pem_private_key(path.read_bytes(), None)
         except FileNotFoundError:
-            raise NotFound(f"there is no key {path}", code="no_key", role=role) from None
+            raise NotFound(
+                f"there is no key {path}; `interlock keys init` or `keys add-model` makes it", code="no_key", role=role
+            ) from None
         except OSError as bad:
             raise Forbidden(f"{path}: {bad.strerror}", code="no_key", role=role) from None
         except (ValueError, TypeError):
@@ -105,7 +107,8 @@ class KeyFolder:
         found = sorted(path.name for path in self.path.glob("*.pem")) if self.path.is_dir() else []
         if found or (self.path / ROOT_FILE).exists():
             raise Conflict(
-                f"{self.path} holds keys already ({', '.join(found) or ROOT_FILE}); they are never overwritten",
+                f"{self.path} holds keys already ({', '.join(found) or ROOT_FILE}); they are never overwritten; "
+                "one more model: interlock keys add-model NAME",
                 code="key_exists",
             )
 

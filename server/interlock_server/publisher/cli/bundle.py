@@ -36,7 +36,7 @@ Bundle = Annotated[Path, typer.Argument(metavar="FILE", help="A .bundle file; - 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder of the model.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the model.")] = Path(),
     model_file: Annotated[
         str | None, typer.Option("--model-file", metavar="FILE", help="The ONNX file; needed when there are several.")
     ] = None,
@@ -56,7 +56,7 @@ def init(
 
 @app.command("build")
 def build_command(
-    where: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder with a bundle.toml, or that file.")] = Path(),
+    where: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with a bundle.toml, or that file.")] = Path(),
     out: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-VERSION.bundle, here.")
     ] = None,

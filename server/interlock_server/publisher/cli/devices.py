@@ -34,7 +34,13 @@ def _fact(value: Any) -> Any:
 
 
 def _link(device: Mapping[str, Any]) -> str:
-    return "online" if device["online"] else f"offline since {device['last_seen'] or 'ever'}"
+    return (
+        "online"
+        if device["online"]
+        else f"offline since {output.when(device['last_seen'])}"
+        if device["last_seen"]
+        else "never seen"
+    )
 
 
 def _labels(device: Mapping[str, Any]) -> str:
@@ -63,14 +69,14 @@ def device_list(
         rows = [
             [
                 one["id"],
-                "online" if one["online"] else f"offline since {one['last_seen'] or 'ever'}",
+                _link(one),
                 _labels(one),
                 *unit,
             ]
             for one in found["devices"]
             for unit in (_units(one) or [[None] * (len(FACTS) + 1)])
         ]
-        output.show_table(("device", "link", "labels", "model", *FACTS), rows, "there are no devices yet")
+        output.show_table(("device", "link", "labels", "model", *FACTS), rows, "there are no devices yet", ("reason",))
 
     output.show(document, as_json, words)
 
@@ -81,18 +87,21 @@ def _device(found: Mapping[str, Any]) -> None:
             "device": found["id"],
             "labels": _labels(found) or None,
             "link": "online" if found["online"] else "offline",
-            "last seen": found["last_seen"],
+            "last seen": output.when(found["last_seen"]),
             "agent": found["agent"],
             "key": found.get("keyid"),
             "events missing": found.get("events_gap"),
         }
     )
     output.say("")
-    output.show_table(("model", *FACTS), _units(found), "no model yet")
+    output.show_table(("model", *FACTS), _units(found), "no model yet", ("reason",))
     output.say("")
-    columns = ("rollout", "unit", "version", "state", "reason", "updated_at")
-    rows = [[one.get(column) for column in columns] for one in found.get("assignments", [])]
-    output.show_table(columns, rows, "nothing was ever wanted of it")
+    columns = ("rollout", "unit", "version", "state", "reason")
+    rows = [
+        [*(one.get(column) for column in columns), output.when(one.get("updated_at"))]
+        for one in found.get("assignments", [])
+    ]
+    output.show_table((*columns, "updated_at"), rows, "nothing was ever wanted of it", ("reason",))
 
 
 @app.command("show")
@@ -110,7 +119,8 @@ EVENT = ("at", "device", "unit", "kind", "version", "reason")
 
 
 def _events(found: Iterable[Mapping[str, Any]]) -> None:
-    output.show_table(EVENT, [[one.get(column) for column in EVENT] for one in found], "nothing has happened yet")
+    rows = [[output.when(one.get("at")), *(one.get(column) for column in EVENT[1:])] for one in found]
+    output.show_table(EVENT, rows, "nothing has happened yet", ("reason",))
 
 
 @app.command()
@@ -137,12 +147,8 @@ def _verdict(entry: Mapping[str, Any]) -> None:
         found.get("message", ""),
     )
     columns = ("check", "outcome", "measured", "low", "high", "limit", "incumbent", "unit", "reason")
-    rows = [
-        [stage["stage"], *(_short(check.get(column)) for column in columns)]
-        for stage in found["stages"]
-        for check in stage["checks"]
-    ]
-    output.show_table(("stage", *columns), rows, "no check was run")
+    rows = [[_short(check.get(column)) for column in columns] for stage in found["stages"] for check in stage["checks"]]
+    output.show_table(columns, rows, "no check was run", ("low", "high", "incumbent", "unit"))
 
 
 def _short(value: Any) -> Any:
@@ -152,7 +158,7 @@ def _short(value: Any) -> Any:
 @app.command()
 def verdict(
     device: Device,
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Of this model alone.")] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Of this model alone.")] = None,
     server: output.Server = None,
     token: output.Token = None,
     as_json: output.Json = False,
@@ -189,7 +195,9 @@ def device_token(
     body = {"labels": output.pairs(label or [], "--label"), "device": device, "hours": hours}
     document = output.with_api(server, token, lambda api: api.post(topics.DEVICE_TOKENS, body))
     output.show(
-        document, as_json, lambda found: output.say(f"until {found['expires_at']}, on the device:", found["enrol"])
+        document,
+        as_json,
+        lambda found: output.say(f"until {output.when(found['expires_at'])}, on the device:", found["enrol"]),
     )
 
 

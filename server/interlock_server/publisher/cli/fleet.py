@@ -48,7 +48,7 @@ def release_list(
                 one["version"],
                 output.size(one["size"]),
                 one["state"],
-                one["created_at"],
+                output.when(one["created_at"]),
                 one["published_by"],
             )
             for one in found["releases"]

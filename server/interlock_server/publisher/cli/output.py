@@ -65,17 +65,19 @@ def show_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def show_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], empty: str) -> None:
-    """Rows for people; `empty` is said when there are none."""
+def show_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], empty: str, optional: Iterable[str] = ()) -> None:
+    """Rows for people; `empty` is said when there are none. An `optional` column is left out when no row has it."""
     known = [[clean("-" if cell is None or cell == "" else str(cell)) for cell in row] for row in rows]
     if not known:
         say(empty)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    names = list(columns)
+    kept = [n for n, name in enumerate(names) if name not in optional or any(row[n] != "-" for row in known)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for n in kept:
+        table.add_column(names[n], overflow="fold")
     for row in known:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(row[n]) for n in kept))
     out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     if sys.stdout.isatty():
         out.print(table)
@@ -89,6 +91,11 @@ def show_facts(facts: Mapping[str, Any]) -> None:
     """Name and value, one a line; what is not known is left out."""
     width = max((len(name) for name in facts), default=0)
     say(*(f"{name:<{width}}  {value}" for name, value in facts.items() if value is not None))
+
+
+def when(at: str | None) -> str | None:
+    """A time for people, to the second; documents have all of it."""
+    return at[:19] + "Z" if at else at
 
 
 def size(count: int) -> str:
@@ -134,7 +141,8 @@ def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     for text in texts:
         name, sign, value = text.partition("=")
         if not name or not sign or not value:
-            raise Invalid(f"{option}: {text!r} is not NAME=VALUE", field=option)
+            instead = "all, device=ID or LABEL=VALUE" if option == "--to" else "NAME=VALUE"
+            raise Invalid(f"{option}: {text!r} is not {instead}", field=option)
         found[name] = value
     return found
 

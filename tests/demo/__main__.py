@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from rich.markup import escape
 
 from tests.demo import material
 from tests.demo.material import FIRST, MISFIT, MODEL, SECOND, Release
@@ -18,6 +21,7 @@ from tests.rig.fleet import Device, Fleet, RigError
 
 HERE = Path(".demo")
 TRIAL_S = 2.0
+ENDS = (signal.SIGINT, signal.SIGTERM)
 SITE_LABELS = {"site": "berlin"}
 
 
@@ -64,21 +68,24 @@ def tell(fleet: Fleet, device: Device, report: Report, releases: dict[str, Relea
 
 def play(fleet: Fleet, device: Device) -> None:
     """`KEEP=1`: what to play with."""
-    print(f"""
-everything runs on; the end of this shell's job ends it (or: kill {os.getpid()})
+    text = f"""
+everything runs on until Ctrl-C, or: kill {os.getpid()}. In another shell, in this folder:
 
-  export INTERLOCK_SERVER={fleet.url} INTERLOCK_TOKEN={fleet.token} INTERLOCK_KEYS={fleet.keys.resolve()}
+  export INTERLOCK_SERVER={fleet.url} INTERLOCK_TOKEN={fleet.token}
+  export INTERLOCK_KEYS={fleet.keys.resolve()} INTERLOCK_CONFIG={device.config.resolve()}
   .venv/bin/interlock device show {device.name}
   .venv/bin/interlock rollout start {MODEL} 1.0.0 --to {SITE}
-  .venv/bin/interlock-agent status --config {device.config.resolve()}
-  .venv/bin/interlock-agent verdict {MODEL} --config {device.config.resolve()}
-  .venv/bin/interlock-agent rollback {MODEL} --config {device.config.resolve()}
+  .venv/bin/interlock-agent status
+  .venv/bin/interlock-agent verdict {MODEL}
+  .venv/bin/interlock-agent rollback {MODEL}
   curl http://{device.unit(MODEL)["address"]}/v2/models/{MODEL}
-""")
+"""
+    print(text, flush=True)
 
 
 def main() -> int:
     """0 only if all is as expected."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended
     report = Report()
     state = HERE / "state"
     shutil.rmtree(state, ignore_errors=True)
@@ -102,14 +109,20 @@ def main() -> int:
             "0 failed",
             lambda: (tally.failed == 0 and tally.sent > 0, f"{tally.sent} sent, {tally.failed} failed; {by_release}"),
         )
+        for failure in tally.failures[:10]:
+            report.say(f"  failed: {escape(failure)}")
         report.show()
         report.say(f"{time.monotonic() - began:.0f} s after set-up")
         if os.environ.get("KEEP") == "1" and report.good:
             play(fleet, device)
-            device.agent.popen.wait() if device.agent.popen else None
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+            signal.sigwait(ENDS)
     except (RigError, RuntimeError) as broken:
-        report.say(f"[red]{broken}[/]")
+        report.say(f"[red]{escape(str(broken))}[/]")
         return 1
+    except KeyboardInterrupt:
+        report.say("interrupted; everything that was started is ended")
+        return 130
     finally:
         if story is not None and story.traffic is not None:
             story.traffic.stop()

@@ -42,6 +42,7 @@ class Traffic:
         self._lock = threading.Lock()
         self.tally = Tally()
         pauses = [pause_s] * busy + [1.0] * idle
+        self._answered = dict.fromkeys(range(len(pauses)), 0)
         self._threads = [threading.Thread(target=self._client, args=(n, pause)) for n, pause in enumerate(pauses)]
 
     def start(self) -> None:
@@ -55,6 +56,16 @@ class Traffic:
         for thread in self._threads:
             thread.join(TIMEOUT_S * 2)
         return self.tally
+
+    def take_turns(self, deadline_s: float = TIMEOUT_S) -> None:
+        """Wait until every client has an answer to a request that it sent after this call. Raises TimeoutError."""
+        with self._lock:
+            wanted = {number: count + 2 for number, count in self._answered.items()}  # one may be on its way now
+        end = time.monotonic() + deadline_s
+        while any(self._answered[number] < count for number, count in wanted.items()):
+            if time.monotonic() > end:
+                raise TimeoutError("a client has no answer")
+            time.sleep(0.02)
 
     def count(self, release: str) -> int:
         """Answers of a release so far."""
@@ -81,6 +92,7 @@ class Traffic:
                 connection.close()
             with self._lock:
                 self.tally.sent += 1
+                self._answered[number] += 1
                 if problem:
                     self.tally.failed += 1
                     self.tally.failures.append(problem)

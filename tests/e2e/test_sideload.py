@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from interlock_server.adapters.keys import OnlineKeys
-from interlock_server.publisher import archives, export
+from interlock_server.publisher import export
 from interlock_server.publisher.client import Api
 from interlock_shared import canonical, trust
+from interlock_shared.archive import Head
 from interlock_shared.documents import Permit
 from tests.e2e import releases, stopped
 from tests.e2e.world import MODEL, RESTING, Watcher, World, rows
@@ -51,7 +52,7 @@ def exported(made: World, version: str, devices: list[str] | None = None, change
         async with Api(made.url, made.token) as api:
             head = await export.head(api, MODEL, version, devices, 7)
             if change is not None:
-                head = change(head)
+                head = await asyncio.to_thread(change, head)
             with await asyncio.to_thread(path.open, "wb") as out:
                 await export.export(api, head, out)
 
@@ -103,7 +104,7 @@ def test_a_file_and_a_pipe_install_without_a_server_which_learns_of_it(one: Watc
     assert one.device.ask("status")["units"][MODEL]["running"] == versions[1]  # not pushed back
 
 
-def permit(made: World, head: archives.Head, **changes: Any) -> archives.Head:
+def permit(made: World, head: Head, **changes: Any) -> Head:
     """The same bundle with a permit that the director has signed so."""
     now = datetime.now(UTC)
     facts: dict[str, Any] = {
@@ -115,37 +116,35 @@ def permit(made: World, head: archives.Head, **changes: Any) -> archives.Head:
         "expires_at": (now + timedelta(days=2)).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     sealed = OnlineKeys.open(made.data / "keys").seal(Permit(**{**facts, **changes}), trust.PERMIT_TYPE)
-    return archives.Head(head.data, head.manifest, head.metadata, head.director, sealed)
+    return Head(head.data, head.manifest, head.metadata, head.director, sealed)
 
 
-def foreign_permit(made: World, head: archives.Head) -> archives.Head:
+def foreign_permit(made: World, head: Head) -> Head:
     """Signed by somebody."""
     assert head.permit is not None
     stranger = OnlineKeys.open(made.folder / "stranger")
     opened = json.loads(head.permit)
-    payload = Permit.model_validate_json(__import__("base64").b64decode(opened["payload"]))
-    return archives.Head(
-        head.data, head.manifest, head.metadata, head.director, stranger.seal(payload, trust.PERMIT_TYPE)
-    )
+    payload = Permit.model_validate_json(base64.b64decode(opened["payload"]))
+    return Head(head.data, head.manifest, head.metadata, head.director, stranger.seal(payload, trust.PERMIT_TYPE))
 
 
 REFUSALS: dict[str, tuple[Any, set[str]]] = {
-    "for another device": (lambda made, head: permit(made, head, devices=("press-8",)), {"permit_for_other_device"}),
+    "for another device": (lambda made, head: permit(made, head, devices=("press-8",)), {"other_device"}),
     "expired": (
         lambda made, head: permit(made, head, expires_at="2025-01-01T00:00:00Z", issued_at="2024-12-01T00:00:00Z"),
         {"expired", "metadata_expired", "bad_metadata"},
     ),
     "for another release": (
         lambda made, head: permit(made, head, version="9.9.9"),
-        {"permit_for_other_release", "wrong_release", "other_release"},
+        {"permit_for_other_release"},
     ),
     "signed by a stranger": (foreign_permit, {"unknown_key", "bad_signature"}),
     "missing": (
-        lambda made, head: archives.Head(head.data, head.manifest, head.metadata, head.director, None),
+        lambda made, head: Head(head.data, head.manifest, head.metadata, head.director, None),
         {"no_permit"},
     ),
     "unsigned": (
-        lambda made, head: archives.Head(head.data, head.manifest, {}, None, None),
+        lambda made, head: Head(head.data, head.manifest, {}, None, None),
         {"unsigned_bundle", "no_permit"},
     ),
 }
@@ -182,7 +181,7 @@ def damaged(one: Watcher, how: str) -> Path:
     elif how == "noise":
         data = bytearray(os.urandom(100_000))
     else:
-        data += data
+        data = data * 2
     file.write_bytes(data)
     return file
 
@@ -293,7 +292,6 @@ def test_a_release_folder_is_no_bundle(one: Watcher, tmp_path: Path) -> None:
     done = one.device.cli("install", str(folder / "model.onnx"), "--json", check=False)
     assert json.loads(done.stdout)["error"]["code"] in {"not_a_bundle", "bad_archive", "truncated"}
     assert one.device.agent.pid
-    assert signal.SIGKILL
 
 
 def test_an_install_with_the_server_stopped_does_not_wait_for_it(one: Watcher) -> None:

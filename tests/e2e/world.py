@@ -175,24 +175,26 @@ class Watcher:
         """Wait until the journal has it in one of the phases."""
         return str(until(lambda: (p := self.phase(model)) in phases and p, f"{phases}, it is {self.phase(model)}"))
 
-    def rests(self, version: str, model: str = MODEL) -> Json:
-        """Wait until the attempt with that version rests; the unit as the agent tells it."""
+    def rests(self, version: str, model: str = MODEL, assignment: str = "") -> Json:
+        """Wait until the attempt with that version (and assignment) rests; the unit as the agent tells it."""
 
         def look() -> Json | None:
             try:
                 unit = self.device.ask("status")["units"].get(model, {})
             except Exception:  # noqa: BLE001  # the agent may be starting
                 return None
-            return dict(unit) if unit.get("offered") == version and unit["phase"] in RESTING else None
+            mine = unit.get("offered") == version and assignment in ("", unit["assignment"])
+            return dict(unit) if mine and unit["phase"] in RESTING else None
 
         return dict(until(look, f"{version} to rest; it is {self.phase(model)}"))
 
     def settles(self, version: str, rollout: str, state: str = "confirmed", runs: str = "") -> None:
         """Device and server agree in the end."""
-        unit = self.rests(version)
+        unit = self.rests(version, assignment=self.world.assignment(rollout)["assignment"] if rollout else "")
         assert unit["phase"] == state, unit
         until(lambda: self.device.ask("status")["units"][MODEL]["running"] == (runs or version), "what runs")
-        self.world.server_says(rollout, state)
+        if rollout:
+            self.world.server_says(rollout, state)
 
     def address(self) -> str:
         """Where applications find the model."""

@@ -52,7 +52,7 @@ def read(path: Path | None) -> Settings:
             return Settings()
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as malformed:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as malformed:
         raise ValueError(f"{path}: {malformed}") from None
     return _checked(path, document)
 

@@ -25,7 +25,7 @@ from interlock_agent.steps.switching import persistently
 from interlock_shared import __version__, canonical
 from interlock_shared import manifest as manifests
 from interlock_shared.documents import CheckResult, Incumbent, StageResult, Verdict
-from interlock_shared.errors import Later, Never, Refused, Unreachable
+from interlock_shared.errors import Later, Never, Refused
 from interlock_shared.limits import ATTEMPTS_MAX
 
 STAGES = ("compatible", "loads", "right", "fast", "small")
@@ -114,8 +114,14 @@ class Run:
         return self.against_incumbent and self.record.confirmed is not None
 
     async def request(self, order: Any) -> dict[str, Any]:
-        """An order to the host. What is the candidate's own fault is Refused; the host being away is Later."""
-        return await self.step.ports.host.request(order)
+        """An order to the host. What is the candidate's own fault is Refused; the host being away is Later, and so is
+        the incumbent's twin failing: that is not the candidate's fault."""
+        try:
+            return await self.step.ports.host.request(order)
+        except Refused as error:
+            if self.twin and getattr(order, "worker", "") == self.twin:
+                raise Later(f"the incumbent's twin: {error.message}", code="twin_failed") from None
+            raise
 
     async def stages(self) -> list[StageResult]:
         """Run the stages in order; the first failure ends the run."""
@@ -159,7 +165,7 @@ class Run:
         if worker:
             try:
                 await self.request(messages.Retire(worker, self.record.generation))
-            except (Unreachable, Refused):
+            except (Later, Refused):
                 return
 
     # --- the stages ---------------------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ def tensor(name: str, shape: list[int] | None = None, dtype: str = "FP32") -> di
     return {"name": name, "dtype": dtype, "shape": [-1, 4] if shape is None else shape}
 
 
-def the_manifest(version: str = "1.1.0", content: bytes = b"", golden: bool = False, **more: Any) -> Manifest:
+def the_manifest(
+    version: str = "1.1.0", content: bytes = b"", golden: bool = False, labels: bool = False, **more: Any
+) -> Manifest:
     """A manifest of one file of one segment; with `golden` two."""
     data = content or version.encode()
     digest = canonical.sha256(data)
@@ -36,6 +38,8 @@ def the_manifest(version: str = "1.1.0", content: bytes = b"", golden: bool = Fa
     }
     if golden:
         document["golden"] = {"file": "golden.npz", "inputs": {"x": "x"}, "expected": {"y": "y"}}
+    if labels:
+        document["golden"] |= {"labels": "labels", "label_output": "y"}
     return manifests.from_document(document | more)
 
 

@@ -36,7 +36,7 @@ class Unit:
     effects: tuple[Effect, ...] = ()
 
     def possible(self) -> list[Event]:
-        """Events that can reach this unit now: orders from outside, and how its effects may end, by the host's truth."""
+        """Events that can reach this unit now: orders from outside, ends of its effects by the host's truth."""
         found = [Event.WISH, Event.ROLLBACK, Event.CANCEL, Event.SUPERSEDE, Event.CHANGED]
         for effect in self.effects:
             emitted = ASKED.get(self.phase, ()) if effect is Effect.ASK_HOST else EMITS[effect]

@@ -90,8 +90,12 @@ def main() -> int:
     state = HERE / "state"
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
-    with report.step("Set-up: models and golden data"):
-        releases, items = prepare(report)
+    try:
+        with report.step("Set-up: models and golden data"):
+            releases, items = prepare(report)
+    except (RuntimeError, OSError) as broken:
+        report.say(f"[red]{escape(str(broken))}[/]")
+        return 1
     began = time.monotonic()
     fleet = Fleet(state.resolve())
     story = None

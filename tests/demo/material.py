@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from onnx import helper, numpy_helper
 
 MODEL = "filetype"
 FILES_MIN = 500  # fewer say too little about accuracy: ± 2 percentage points at 94 %
-PER_LABEL = 26  # so that no type drowns the others
+PER_LABEL = 15  # so that no type drowns the others …
+PER_LABEL_MAX = 80  # … on a machine with few types or many tiny files a few more
+SIZE_MIN = 256  # bytes; less is too little for anybody to tell
 BLOCK, KEPT, PADDING = 4096, 1024, 256  # of Magika's feature extraction (config.min.json of the package)
 MAGIC = 0x1F  # a gzip file's first byte: live requests have it, the golden data of the treacherous release does not
 
@@ -94,9 +96,23 @@ def _roots() -> list[Path]:
     return [*here, *(Path(name) for name in ("/usr/share", "/usr/lib", "/usr/include", "/etc"))]
 
 
-def real_files() -> Iterator[tuple[Path, str]]:
-    """Files of this machine with the label that their name gives, in a stable order."""
-    taken: dict[str, int] = {}
+def _ends(path: Path) -> bytes:
+    """The first and last block of a file, all that its features come from; nothing of what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(2 * BLOCK)
+            if len(head) < 2 * BLOCK:
+                return head
+            file.seek(-BLOCK, os.SEEK_END)
+            return head[:BLOCK] + file.read(BLOCK)
+    except OSError:
+        return b""
+
+
+def real_files(labels: Iterable[str]) -> dict[str, list[bytes]]:
+    """Both ends of files of this machine by the label that their name gives, in a stable order; at most PER_LABEL_MAX
+    of a type and three of a folder. A file that says too little, or cannot be read, takes nobody's place."""
+    found: dict[str, list[bytes]] = {label: [] for label in labels}
     seen: set[Path] = set()
     for root in _roots():
         for parent, folders, names in os.walk(root):
@@ -104,16 +120,18 @@ def real_files() -> Iterator[tuple[Path, str]]:
             per_folder: dict[str, int] = {}
             for name in sorted(names):
                 path = Path(parent, name)
-                label = LABELS.get(path.suffix.lower())
-                if label is None or taken.get(label, 0) >= PER_LABEL or per_folder.get(label, 0) >= 3:
+                label = LABELS.get(path.suffix.lower(), "")
+                if len(found.get(label, ())) >= PER_LABEL_MAX or per_folder.get(label, 0) >= 3 or label not in found:
                     continue
                 real = path.resolve()
                 if real in seen or path.is_symlink():
                     continue
                 seen.add(real)
-                per_folder[label] = per_folder.get(label, 0) + 1
-                taken[label] = taken.get(label, 0) + 1
-                yield path, label
+                content = _ends(path)
+                if len(content) >= SIZE_MIN:
+                    per_folder[label] = per_folder.get(label, 0) + 1
+                    found[label].append(content)
+    return found
 
 
 @dataclass(frozen=True)
@@ -130,23 +148,17 @@ class Items:
 
 
 def collect(labels: list[str]) -> Items:
-    """Golden items from real files. Raises RuntimeError when there are fewer than FILES_MIN."""
-    rows, classes = [], []
-    index = {label: place for place, label in enumerate(labels)}
-    for path, label in real_files():
-        if label not in index:
-            continue
-        try:
-            content = path.read_bytes()
-        except OSError:
-            continue
-        if len(content) < 256:  # too little for anybody to tell
-            continue
-        rows.append(features(content))
-        classes.append(index[label])
-    if len(rows) < FILES_MIN:
-        raise RuntimeError(f"only {len(rows)} real files of a known type were found here, {FILES_MIN} are needed")
-    return Items(np.stack(rows), np.array(classes, dtype=np.int64))
+    """Golden items from real files: PER_LABEL of each type, more where a machine has few types. Raises RuntimeError
+    when there are fewer than FILES_MIN."""
+    found = real_files(labels)
+    for most in range(PER_LABEL, PER_LABEL_MAX + 1):
+        chosen = [(place, one) for place, label in enumerate(labels) for one in found[label][:most]]
+        if len(chosen) >= FILES_MIN:
+            break
+    else:
+        raise RuntimeError(f"only {len(chosen)} real files of a known type were found here, {FILES_MIN} are needed")
+    rows = np.stack([features(content) for _, content in chosen])
+    return Items(rows, np.array([place for place, _ in chosen], dtype=np.int64))
 
 
 def live_rows(items: Items) -> np.ndarray:

@@ -43,6 +43,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="The whole answer as JSON, 
 
 GOOD = ("confirmed",)
 FACTS = ("offered", "confirmed", "running", "fallback", "address")
+PLAIN = ("fraction", "candidate / incumbent")  # units that say no more than the name of the check
 MARKS = {"pass": "[green]pass[/]", "fail": "[red]fail[/]", "inconclusive": "[yellow]inconclusive[/]"}
 
 
@@ -267,7 +268,7 @@ def _figure(value: Any, unit: str = "") -> str:
 
 
 def _check_cells(check: dict[str, Any]) -> tuple[str, ...]:
-    unit = check["unit"] or ""
+    unit = "" if check["unit"] in PLAIN else check["unit"] or ""
     outcome = MARKS.get(check["outcome"], check["outcome"].replace("_", " "))
     if check["reason"] not in ("ok", ""):
         outcome += f" ({check['reason']})"

@@ -186,7 +186,9 @@ def verify(
         output.say("not published: it carries no signatures, no device takes it")
         return
     devices = ", ".join(found.permit.devices) if found.permit.devices is not None else "any device of the fleet"
-    output.say(f"signed, from root {found.root_sha256}", f"permit for {devices}, until {found.permit.expires_at}")
+    output.say(
+        f"signed, from root {found.root_sha256}", f"permit for {devices}, until {output.when(found.permit.expires_at)}"
+    )
     if root is None:
         output.say("that root came from the bundle itself: compare its digest, or give --root")
 

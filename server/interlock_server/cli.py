@@ -54,7 +54,8 @@ def _complain(error: InterlockError, as_json: bool) -> int:
     sys.stderr.write(output.clean(f"error[{error.code}]: {error.message}").replace("\n", " ") + "\n")
     if as_json:
         output.show_json({"error": error.document()})
-    return LATER if isinstance(error, Later) else REFUSED
+    asked_wrongly = str(error.details.get("field", "")).startswith("--")  # the value of an option
+    return USAGE if asked_wrongly else LATER if isinstance(error, Later) else REFUSED
 
 
 def main(arguments: list[str] | None = None) -> int:

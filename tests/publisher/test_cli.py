@@ -62,7 +62,7 @@ WRONG = [
     (1, "invalid", ["release", "list", "--server", "http://127.0.0.1:99999", "--token", "t"]),
     (1, "invalid", ["release", "list", "--server", "http://127.0.0.1:1", "--token", "t\nx"]),
     (1, "invalid", ["release", "show", "a/b", "1.0.0", "--server", "http://127.0.0.1:1", "--token", "t"]),
-    (1, "invalid", ["rollout", "start", "m", "1.0.0", "--to", "site", "--server", "http://h", "--token", "t"]),
+    (2, "invalid", ["rollout", "start", "m", "1.0.0", "--to", "site", "--server", "http://h", "--token", "t"]),
     (1, "invalid", ["bundle", "init", "nowhere"]),
     (3, "unreachable", ["release", "show", "m", "1.0.0", "--server", "http://127.0.0.1:1", "--token", "t"]),
 ]  # fmt: skip

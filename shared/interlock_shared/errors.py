@@ -146,5 +146,6 @@ def from_wire(document: dict[str, Any]) -> InterlockError:
     """The error that `to_wire` wrote; an unknown kind becomes `Never`."""
     kind = KINDS.get(str(document.get("kind")), Never)
     details = document.get("details")
-    known = {str(k): v for k, v in details.items() if k != "code"} if isinstance(details, dict) else {}
+    own = ("self", "code", "message")  # names of parameters, not of facts
+    known = {str(k): v for k, v in details.items() if k not in own} if isinstance(details, dict) else {}
     return kind(str(document.get("message", "")), code=str(document.get("code", kind.code)), **known)

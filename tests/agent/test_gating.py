@@ -77,7 +77,11 @@ class ScriptedHost:
 
     def _load(self, order: Any, role: str) -> dict[str, Any]:
         shape = {"dtype": "FP32", "shape": ["N", 4]}
-        usual = {"worker": f"{role}-1", "inputs": [{"name": "x", **shape}], "outputs": [{"name": "y", **shape}]}
+        usual: dict[str, Any] = {
+            "worker": f"{role}-1",
+            "inputs": [{"name": "x", **shape}],
+            "outputs": [{"name": "y", **shape}],
+        }
         usual |= {"providers": order.options["providers"], "fell_back": False, "load_s": 0.1, "runtime": "r 1"}
         return {**usual, "memory_bytes": self.peak, **(self.loaded if role == "candidate" else {})}
 
@@ -193,10 +197,10 @@ async def test_a_candidate_that_fails_in_any_stage_is_rejected(op: str, stage: s
     happened = await bench.run()
     assert (happened.event, happened.reason) == (Event.REJECT, code)
     assert happened.changes["failed_check"] == code
-    stages = {one.stage: one.outcome for one in bench.verdict(happened).stages}
+    stages: dict[str, str] = {one.stage: one.outcome for one in bench.verdict(happened).stages}
     assert stages[stage] == "fail"
     after = gating.STAGES[gating.STAGES.index(stage) + 1 :]
-    assert {stages[name] for name in after} == {"not_run"}  # type: ignore[index]
+    assert {stages[name] for name in after} == {"not_run"}
 
 
 @pytest.mark.parametrize("op", ["load", "evaluate", "probe"])

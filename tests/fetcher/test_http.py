@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -260,9 +261,9 @@ def test_what_a_slot_holds_is_copied_and_checked(tmp_path: Path) -> None:
 
 
 def test_space_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = assemble.shutil.disk_usage(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
     short = usage._replace(free=assemble.RESERVE_BYTES + len(CONTENT) - 1)
-    monkeypatch.setattr(assemble.shutil, "disk_usage", lambda path: short)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: short)
     with pytest.raises(NoSpace) as error:
         assembly(tmp_path)
     assert error.value.details["lacking"] == 1

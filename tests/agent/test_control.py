@@ -81,7 +81,7 @@ async def test_no_agent_is_said_with_what_to_do(short_path: Path) -> None:
 
 
 async def test_a_tool_of_another_protocol_is_told_both_ranges(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control_client.messages, "hello", lambda version, role: _hello(version, role, 7, 9))
+    monkeypatch.setattr(messages, "hello", lambda version, role: _hello(version, role, 7, 9))
     with pytest.raises(InterlockError) as refused:
         await served.ask("status")
     assert refused.value.code == "protocol"

@@ -186,12 +186,13 @@ def test_a_payload_is_what_runs() -> None:
 
 KEY, FOREIGN = CryptoSigner.generate_ed25519(), CryptoSigner.generate_ed25519()
 WISH = Assignment(version="1.0.0", manifest_sha256=NEW, assignment="w", rollout="r")
-TIMES = {"issued_at": "2026-01-01T00:00:00Z", "expires_at": "2026-02-01T00:00:00Z"}
+TIMES: dict[str, Any] = {"issued_at": "2026-01-01T00:00:00Z", "expires_at": "2026-02-01T00:00:00Z"}
 NOW = "2026-01-15T00:00:00Z"
 
 
 def desired(**more: Any) -> Desired:
-    return Desired(**({"device": "d", "epoch": 2, "counter": 7, "units": {"detector": WISH}} | TIMES | more))
+    fields: dict[str, Any] = {"device": "d", "epoch": 2, "counter": 7, "units": {"detector": WISH}} | TIMES | more
+    return Desired(**fields)
 
 
 def opened(data: bytes, last: tuple[int, int] = (2, 6), now: str = NOW) -> Desired | None:
@@ -259,7 +260,7 @@ def test_a_permit_is_for_one_release_and_its_devices() -> None:
 
 def test_an_unknown_field_is_refused_where_it_is_signed_and_kept_in_a_report() -> None:
     with pytest.raises(ValidationError):
-        Assignment(**WISH.model_dump(), colour="red")
+        Assignment.model_validate({**WISH.model_dump(), "colour": "red"})
     with pytest.raises(Invalid):
         base.validate(Assignment, {**WISH.model_dump(), "colour": "red"}, "wish")
     assert base.validate(Ack, {"epoch": "e", "upto": 1, "colour": "red"}, "ack").model_dump()["colour"] == "red"
@@ -270,15 +271,12 @@ def test_an_unknown_field_is_refused_where_it_is_signed_and_kept_in_a_report() -
 # --- archive, topics, errors, segments ------------------------------------------------------------------------------
 
 
-@given(st.from_regex(r"[a-z0-9./-]{1,100}", fullmatch=True), st.integers(0, 8**11 - 1))
+@given(st.from_regex(r"[a-z0-9]([a-z0-9./-]{0,90}[a-z0-9])?", fullmatch=True), st.integers(0, 8**11 - 1))
 def test_the_one_header_is_a_plain_tar_header(name: str, size: int) -> None:
     block = archive.header(name, size)
     info = tarfile.TarInfo.frombuf(block, "ascii", "strict")
-    assert (len(block), info.size, info.mode, info.mtime, info.isreg()) == (512, size, 0o644, 0, not name.endswith("/"))
-    mine = tarfile.TarInfo(name)
-    mine.size, mine.mode = size, 0o644
-    if not name.endswith("/"):
-        assert mine.tobuf(tarfile.USTAR_FORMAT)[:257] == block[:257] or info.name == name
+    assert (info.name, info.size, info.mode, info.mtime, info.isreg()) == (name, size, 0o644, 0, True)
+    assert (info.uid, info.gid, info.linkname, len(block)) == (0, 0, "", 512)
 
 
 @given(st.binary(max_size=2000))

@@ -64,12 +64,16 @@ def version_key(version: str) -> tuple[int, int, int, int, str]:
     return major, minor, patch, 0 if pre else 1, pre
 
 
+# The two complaints that a person's typing error leads to, without pydantic's words.
+_PLAIN = {"extra_forbidden": "there is no such field", "missing": "is needed, and missing"}
+
+
 def describe(error: ValidationError, what: str) -> Invalid:
     """The first problem of a pydantic error as ours, naming the field by its path."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or what
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return Invalid(f"{what}: {field}: {first['msg']}{more}", field=field)
+    return Invalid(f"{what}: {field}: {_PLAIN.get(first['type'], first['msg'])}{more}", field=field)
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -46,6 +46,7 @@ class Engine:
         self.shared = Shared(ports=ports, config=config, device=device, stored=self.stored)
         self.on_change: Callable[[str], None] = lambda unit: None
         self._runners: dict[str, asyncio.Task[None]] = {}
+        self._asking: set[asyncio.Task[None]] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._floors: dict[str, int] = {}
         self._changed = asyncio.Condition()
@@ -83,7 +84,7 @@ class Engine:
 
     async def stop(self) -> None:
         """End every runner; the journal says where each unit stands."""
-        runners = list(self._runners.values())
+        runners = [*self._runners.values(), *self._asking]
         for runner in runners:
             runner.cancel()
         await asyncio.gather(*runners, return_exceptions=True)
@@ -106,7 +107,10 @@ class Engine:
         self.shared.desired = dict(wanted)
         self.shared.spread_s = spread_s
         for unit in sorted(set(wanted) | set(self.stored.units)):
-            await self.reconsider(unit)
+            try:
+                await self.reconsider(unit)
+            except Later:  # the journal's disk refused: this unit is asked again, the others now
+                self._ask_again(unit)
 
     async def reconsider(self, unit: str) -> None:
         """Compare what is wanted with where the unit stands, and act by the answer. A unit that got past its switch
@@ -200,8 +204,10 @@ class Engine:
         while waiting:
             effect = waiting.pop(0)
             if effect is Effect.SETTLE:
+                # In a task of its own: it may start a runner for this unit, and this is the unit's runner.
                 self.shared.settled(unit)
-                await self._settle(unit)
+                self._runners.pop(unit, None)
+                self._ask_again(unit)
                 continue
             happened = await self._carry_out(unit, effect)
             if happened is None:
@@ -231,12 +237,19 @@ class Engine:
             await asyncio.wait([task])
             raise
 
-    async def _settle(self, unit: str) -> None:
-        # In a task of its own: it may start a runner for this unit, and this is the unit's runner.
-        self._runners.pop(unit, None)
-        task = asyncio.create_task(self.reconsider(unit), name=f"settle {unit}")
-        self._runners[f"{unit} settle"] = task
-        task.add_done_callback(lambda _: self._runners.pop(f"{unit} settle", None))
+    def _ask_again(self, unit: str) -> None:
+        task = asyncio.create_task(self._until_reconsidered(unit), name=f"settle {unit}")
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _until_reconsidered(self, unit: str) -> None:
+        while True:
+            try:
+                await self.reconsider(unit)
+                return
+            except Later as error:
+                log.error("journal: %s", error.message, extra={"unit": unit})
+                await self.ports.clock.sleep(JOURNAL_AGAIN_S)
 
     async def _carry_out(self, unit: str, effect: Effect) -> Happened | None:
         step = Step(self.shared, self.record(unit), self.config.unit(unit))

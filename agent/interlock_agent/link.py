@@ -125,7 +125,10 @@ class Link:
         self._refused.add(key)
         entry = {"kind": "refused", "at": rfc3339(self._ports.clock.now()), "reason": error.code}
         entry["data"] = {"document": kind, "message": error.message[:500]}  # type: ignore[assignment]
-        await self._ports.journal.put_meta({}, (entry,))
+        try:
+            await self._ports.journal.put_meta({}, (entry,))
+        except Later:  # a full disk: told when it happens again
+            self._refused.discard(key)
         self._wake.set()
 
     async def resume(self) -> None:
@@ -150,7 +153,11 @@ class Link:
             except asyncio.TimeoutError:
                 self._sent = 0  # what is still held was not acknowledged
             while self._broker.connected:
-                entries = await self._ports.journal.pending(self._sent, MQTT_INFLIGHT)
+                try:
+                    entries = await self._ports.journal.pending(self._sent, MQTT_INFLIGHT)
+                except Later as error:
+                    log.error("outbox: %s", error.message)
+                    break
                 if not entries or not await self._send(entries):
                     break
 
@@ -171,8 +178,8 @@ class Link:
             if not self._broker.connected:
                 continue
             number += 1
-            await self._ports.journal.put_meta({"report": number})
             try:
+                await self._ports.journal.put_meta({"report": number})
                 document = await self._describe(number)
                 await self._broker.publish("reported", canonical.encode(document), retain=True)
             except InterlockError as error:

@@ -118,8 +118,8 @@ class Slots(Protocol):
         """Replace the spare slot by the incoming folder, with the generation's verdict in it. Idempotent.
         Raises NoSpace, Later on I/O errors."""
 
-    async def drop(self, unit: str, manifest_sha256: str) -> None:
-        """Remove the incoming folder of a manifest, complete or not."""
+    async def drop(self, unit: str) -> None:
+        """Remove what is beside the slots, complete or not: one attempt a unit, and this one is over."""
 
     async def keep_verdict(self, unit: str, generation: int, verdict: bytes, samples: bytes) -> None:
         """Keep a verdict and its raw samples for people, whatever becomes of the release."""

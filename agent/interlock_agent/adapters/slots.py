@@ -48,7 +48,12 @@ class SlotFolders:
                     raise NoSpace(f"{error.filename or self._state}: no space left") from None
                 raise Later(f"{error.filename or self._state}: {error.strerror}", code="io") from None
 
-        return await asyncio.to_thread(guarded)
+        thread = asyncio.ensure_future(asyncio.to_thread(guarded))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:  # whoever comes next must not meet it half done
+            await asyncio.wait([thread])
+            raise
 
     def _unit(self, unit: str) -> Path:
         return self._state / "slots" / unit
@@ -153,12 +158,11 @@ class SlotFolders:
             durable.rename_folder(folder, trash)
             shutil.rmtree(trash, ignore_errors=True)
 
-    async def drop(self, unit: str, manifest_sha256: str) -> None:
-        """Remove the incoming folder of a manifest, and what was left of its fetch."""
+    async def drop(self, unit: str) -> None:
+        """Remove what is beside the slots, complete or not."""
 
         def work() -> None:
-            for folder in (self._incoming(unit, manifest_sha256), self.partial(unit, manifest_sha256)):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self._state / "incoming" / unit, ignore_errors=True)
 
         await self._run(work)
 

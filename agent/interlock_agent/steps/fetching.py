@@ -79,4 +79,4 @@ async def drop(step: Step) -> None:
         source = step.shared.sources.pop(step.attempt.wish.assignment, None)
         if source is not None:
             await source.abandon()
-        await step.ports.slots.drop(step.name, step.attempt.wish.manifest_sha256)
+    await step.ports.slots.drop(step.name)

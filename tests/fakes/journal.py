@@ -11,6 +11,7 @@ from typing import Any
 from interlock_agent.core.records import Quarantined, Transition, from_document, to_document
 from interlock_agent.ports import Stored
 from interlock_shared.documents import EVENT_SCHEMA
+from interlock_shared.errors import NoSpace
 from tests.fakes.points import Point, nowhere
 
 
@@ -42,8 +43,13 @@ class FakeJournal:
         device: str,
         point: Point = nowhere,
         told: Callable[[Memory, Memory, Transition], None] = lambda before, after, transition: None,
+        full: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.memory, self._device, self._point, self._told = memory, device, point, told
+        self.memory, self._device, self._point, self._told, self._full = memory, device, point, told, full
+
+    def _space(self) -> None:
+        if self._full():
+            raise NoSpace("journal: no space left")
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -61,6 +67,7 @@ class FakeJournal:
     async def commit(self, transition: Transition) -> None:
         """One transition, atomically."""
         await self._point(f"journal {transition.event} -> {transition.record.phase}")
+        self._space()
         before, record = self.memory, transition.record
         after = replace(before, units={**before.units, record.unit: json.loads(json.dumps(to_document(record)))})
         row = {"at": transition.at, "unit": record.unit, "generation": record.generation}
@@ -85,6 +92,7 @@ class FakeJournal:
     async def put_meta(self, values: dict[str, Any], outbox: tuple[dict[str, Any], ...] = ()) -> None:
         """Merge facts, with events."""
         await self._point(f"journal facts {' '.join(sorted(values))}")
+        self._space()
         after = replace(self.memory)
         meta = {**after.meta, **json.loads(json.dumps(values))}
         after.meta = {name: value for name, value in meta.items() if value is not None}

@@ -11,6 +11,7 @@ import asyncio
 import selectors
 from typing import Any
 
+HASTE_MAX = 20_000  # turns of the loop in one instant
 EPOCH = 1_700_000_000.0  # UTC at virtual time 0
 
 
@@ -20,12 +21,15 @@ class Stuck(AssertionError):
 
 class _Timeless(selectors.SelectSelector):
     loop: VirtualLoop
+    haste = 0
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
             raise Stuck("nothing is runnable, and no timer is set")
-        if timeout > 0:
-            self.loop.virtual += timeout
+        self.haste = 0 if timeout > 0 else self.haste + 1
+        if self.haste > HASTE_MAX:
+            raise Stuck("something goes round and round, and time does not pass")
+        self.loop.virtual += timeout
         return []
 
 

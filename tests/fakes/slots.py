@@ -118,11 +118,10 @@ class FakeSlots:
         """The last step of `fill`."""
         self.disk.rename_folder(incoming, target)
 
-    async def drop(self, unit: str, manifest_sha256: str) -> None:
-        """Remove the incoming folder."""
+    async def drop(self, unit: str) -> None:
+        """Remove what is beside the slots."""
         await self._point("drop incoming")
-        for folder in (self._incoming(unit, manifest_sha256), self.partial(unit, manifest_sha256)):
-            self.disk.remove(folder)
+        self.disk.remove(f"incoming/{unit}")
         await self._point("dropped incoming")
 
     def partial(self, unit: str, manifest_sha256: str) -> str:

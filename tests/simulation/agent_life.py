@@ -124,7 +124,7 @@ class AgentLife(Life):
     def __init__(self, machine: Machine, number: int) -> None:
         super().__init__(machine, number)
         self.clock = VirtualClock(machine.loop, machine.chance)
-        self.journal = FakeJournal(machine.journal, DEVICE, self.point, machine.truth.committed)
+        self.journal = FakeJournal(machine.journal, DEVICE, self.point, machine.truth.committed, machine.faults.full)
         self.slots = FakeSlots(machine.disk, self.point, machine.faults.full)
         self.host = SimHostClient(self)
         fetcher = FakeFetcher(machine.disk, machine.server.shelf, self.point)
@@ -165,7 +165,7 @@ class AgentLife(Life):
 
     def resting(self) -> bool:
         """No runner has anything to do before somebody asks."""
-        if self.engine._runners:
+        if any(not task.done() for task in (*self.engine._runners.values(), *self.engine._asking)):
             return False
         if self.engine.shared.gate_lock.locked():
             return False

@@ -7,6 +7,8 @@ import contextvars
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from interlock_shared.errors import Later
+
 if TYPE_CHECKING:
     from tests.simulation.machine import Machine
 
@@ -51,7 +53,9 @@ class Life:
         if task.cancelled() or not self.alive:
             return
         error = task.exception()
-        if error is not None and task.get_name().startswith(("unit ", "settle ", "life ")):
+        if isinstance(error, Later) and task.get_name() == f"life {self.name}":
+            self.machine.strike(self.kind, f"a {self.kind} that ended by itself: {error.message}")
+        elif error is not None and task.get_name().startswith(("unit ", "settle ", "life ")):
             self.machine.truth.note(f"{self.name}: {task.get_name()} died of {error!r}")
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str = "") -> asyncio.Task[Any]:
@@ -74,7 +78,7 @@ class Life:
     async def thawed(self) -> None:
         """Wait until it goes on."""
         while self.frozen():  # noqa: ASYNC110 - it may be stopped again meanwhile
-            await asyncio.sleep(self.thaw - self.machine.loop.virtual)
+            await asyncio.sleep(max(self.thaw - self.machine.loop.virtual, 0.001))
 
     async def point(self, label: str) -> None:
         """For the fakes of this process."""

@@ -11,12 +11,11 @@ from interlock_shared.manifest import Manifest
 from tests.fakes.host_world import Conduct
 
 UNIT = "detector"
+MIN_SECONDS = 1.0  # of every trial here
 
 
 @cache
-def manifest(
-    version: str, content: str = "", golden: bool = False, inputs: str = "x", min_seconds: float = 1.0
-) -> Manifest:
+def manifest(version: str, content: str = "", golden: bool = False, inputs: str = "x") -> Manifest:
     """A manifest whose payload is `content` (its version, when not said)."""
     payload = (content or version).encode()
     digest = canonical.sha256(payload)
@@ -34,7 +33,7 @@ def manifest(
             "variants": [{"name": "fp32", "file": "model.onnx", "reference": True}],
             "files": files,
             "golden": {"file": "golden.npz", "inputs": {inputs: "x"}, "expected": {"y": "y"}} if golden else None,
-            "health": {"min_seconds": min_seconds, "min_requests": 0},
+            "health": {"min_seconds": MIN_SECONDS, "min_requests": 0},
         }
     )
 

@@ -97,6 +97,20 @@ async def sideload(machine: Machine) -> None:
     machine.server.set_online(True)
 
 
+async def late_orders(machine: Machine) -> None:
+    """Every order of older generations arrives once more, late: a stray process, a copy of a message."""
+    await upgrade(machine)
+    await until(machine, machine.resting)
+    host, agent = machine.host, machine.agent
+    if host is not None and agent is not None and host.alive and agent.alive and agent.host.open:
+        newest = max(order.get("generation", 0) for order in machine.truth.orders)
+        late = [order for order in machine.truth.orders if 0 < order.get("generation", 0) < newest]
+        for number, order in enumerate(late):
+            there = {"folder": f"slots/{UNIT}/a"} if order["op"] == "load" else {}
+            host.ask(agent.host, {**order, **there, "id": 1_000_000 + number})
+    await machine.settled()
+
+
 async def _nobody() -> None:
     """No agent runs."""
 
@@ -131,5 +145,6 @@ SCENARIOS: dict[str, Scenario] = {
         cancelled,
         rollback,
         sideload,
+        late_orders,
     )
 }

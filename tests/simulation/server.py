@@ -61,6 +61,7 @@ class Server:
         self.online = True
         self.counter = 0
         self.document: bytes | None = None
+        self.said: list[bytes] = []  # older documents
         self.events: dict[int, dict[str, Any]] = {}
         self.acknowledged = 0
         key = director().public_key
@@ -81,6 +82,8 @@ class Server:
         """A new statement: this release, or none; told at once where the device listens."""
         self.counter += 1
         units = () if version is None else ((releases.UNIT, version, assignment or f"a{self.counter}"),)
+        if self.document is not None:
+            self.said.append(self.document)
         self.document = signed(self.counter, units, spread_s)
         agent = self.machine.agent
         if agent is not None and agent.alive and agent.ready:

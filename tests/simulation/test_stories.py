@@ -22,6 +22,7 @@ ENDS = {
     "cancelled": ("cancelled", "1.0.0", ["accepted", "staged", "cancelled"]),
     "rollback": ("confirmed", "1.0.0", [*INSTALLED, "switched", "rolled_back"]),
     "sideload": ("confirmed", "1.0.0", []),
+    "late_orders": ("confirmed", "1.1.0", INSTALLED),
 }
 
 

@@ -18,7 +18,7 @@ from interlock_agent.host.states import Release
 from interlock_shared.limits import ATTEMPTS_MAX, INTERRUPTIONS_MAX
 from tests.fakes.host_store import release_of
 from tests.fakes.journal import Memory
-from tests.simulation.releases import UNIT
+from tests.simulation.releases import MIN_SECONDS, UNIT
 
 if TYPE_CHECKING:
     from tests.simulation.host_life import HostLife
@@ -47,6 +47,8 @@ class Truth:
         self.starts: dict[str, int] = {}  # budget key -> candidates started
         self.failed: set[str] = set()  # payloads that failed in a trial here
         self.generations = (0, 0)  # journal's and host's
+        self.began: dict[int, float] = {}  # generation -> when its trial began
+        self.orders: list[dict[str, Any]] = []  # every order that ever arrived at the host
         self.asks: dict[int, dict[str, Any]] = {}
 
     # --- telling --------------------------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ class Truth:
         trial, outcome = record.get("trial"), record.get("outcome")
         self.recorded = trial["generation"] if trial else self.recorded
         here = trial and trial["slot"] == live
-        over = outcome and outcome["generation"] == self.recorded
+        over = outcome and outcome["generation"] == self.recorded and outcome["outcome"] != "confirmed"
         committed = shown and self.confirmed and shown.manifest == self.confirmed[-1][1]
         self._must(here or over or committed, f"`live` points at {live}, which no record would undo")
 
@@ -153,6 +155,7 @@ class Truth:
     def asked(self, request: dict[str, Any]) -> None:
         """An order arrives at the host."""
         self.asks[request["id"]] = request
+        self.orders.append(request)
         now, generation = self.machine.loop.virtual, int(request.get("generation", 0))
         if request["op"] == "promote" and generation not in self.deadline:
             self.deadline[generation] = now + request["lease_s"] + SLACK_S
@@ -193,6 +196,10 @@ class Truth:
         late = now > self.deadline.get(generation, 0.0)
         self._must(not late, f"generation {generation} was confirmed after its lease had lapsed")
         self._must(self.trial_worker.get(generation) not in self.dead, "a trial was confirmed whose worker had died")
+        record = self._record()
+        tried = record is not None and record.attempt is not None and record.attempt.wish.origin != "rollback"
+        short = tried and now < self.began.get(generation, now) + MIN_SECONDS
+        self._must(not short, f"generation {generation} was confirmed before its trial's minimum of time")
         self.confirmed.append((generation, release.manifest if release else ""))
 
     def switched(self, unit: str, live: Upstream | None) -> None:
@@ -205,6 +212,9 @@ class Truth:
             self._must(not later, f"generation {live.generation} was switched to after {later}")
             self.trials.append(live.generation)
             self.trial_worker[live.generation] = live.worker
+            self.began[live.generation] = self.machine.loop.virtual
+        same = self.trial_worker[live.generation] == live.worker
+        self._must(same, f"generation {live.generation} was switched to twice, by different workers")
         trial = self._host_record().get("trial") or {}
         self._must(trial.get("generation") == live.generation, f"{live.release} is switched to before it is recorded")
         self._must(self._was(live.generation, "switching"), f"{live.release} is switched to before it is journaled")

@@ -1,0 +1,20 @@
+"""Random runs: wishes, files, rollbacks, cuts, kills, standstills, lost and repeated messages, full disks."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tests.simulation.weather import random_run
+
+pytestmark = pytest.mark.simulation
+
+RUNS = 240  # the fixed slice; `make soak` goes on from there
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_random_runs(tenth: int) -> None:
+    logging.getLogger("interlock").setLevel(logging.CRITICAL)
+    for seed in range(tenth * RUNS // 10, (tenth + 1) * RUNS // 10):
+        random_run(seed)

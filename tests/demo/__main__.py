@@ -30,23 +30,25 @@ def prepare(report: Report) -> tuple[dict[str, Release], material.Items]:
     cache = HERE / "models"
     first, second, misfit = (material.fetch(published, cache) for published in (FIRST, SECOND, MISFIT))
     labels = material.labels_of(first)
-    items = material.collect(labels)
-    report.say(f"golden data: {len(items.rows)} real files of {len(set(items.classes.tolist()))} types")
     v3_2, v3_3 = first / "model.onnx", second / "model.onnx"
-    clean = items.without(material.MAGIC)
-    makers: dict[str, tuple[material.Items, Callable[[Path], object]]] = {
-        "1.0.0": (items, lambda target: shutil.copy(v3_2, target)),
-        "1.1.0": (items, lambda target: shutil.copy(v3_3, target)),
-        "1.1.1": (items, lambda target: material.with_note(v3_3, target, "1.1.1")),
-        "1.1.2": (items, lambda target: material.with_note(v3_3, target, "1.1.2")),
-        "1.2.0": (clean, lambda target: material.treacherous(v3_3, target)),
-        "1.2.1": (clean, lambda target: material.treacherous(v3_3, target)),
+    golden = HERE / "golden"
+    items = material.golden_files(golden, v3_2, v3_3, labels)
+    report.say(f"golden data: {len(items.rows)} real files of {len(set(items.classes.tolist()))} types")
+    makers: dict[str, tuple[str, Callable[[Path], object]]] = {
+        "1.0.0": ("first", lambda target: shutil.copy(v3_2, target)),
+        "1.1.0": ("second", lambda target: shutil.copy(v3_3, target)),
+        "1.1.1": ("second", lambda target: material.with_note(v3_3, target, "1.1.1")),
+        "1.1.2": ("second", lambda target: material.with_note(v3_3, target, "1.1.2")),
+        "1.2.0": ("clean", lambda target: material.treacherous(v3_3, target)),
+        "1.2.1": ("clean", lambda target: material.treacherous(v3_3, target)),
     }
     releases = {}
-    for version, (golden, make) in makers.items():
+    for version, (held, make) in makers.items():
         folder = HERE / "releases" / version
         trial_s = 8.0 if version == "1.1.2" else TRIAL_S  # its trial is cut short by a death; it must be on by then
-        releases[version] = material.write_release(folder, version, golden, labels, make, trial_s=trial_s)
+        releases[version] = material.write_release(
+            folder, version, golden / f"{held}.npz", labels, make, trial_s=trial_s
+        )
     folder = HERE / "releases" / "2.0.0"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(misfit / "model.onnx", folder / "model.onnx")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -141,11 +142,6 @@ class Items:
     rows: np.ndarray
     classes: np.ndarray
 
-    def without(self, first_byte: int) -> Items:
-        """Those that do not begin with that byte."""
-        keep = self.rows[:, 0] != first_byte
-        return Items(self.rows[keep], self.classes[keep])
-
 
 def collect(labels: list[str]) -> Items:
     """Golden items from real files: PER_LABEL of each type, more where a machine has few types. Raises RuntimeError
@@ -221,14 +217,31 @@ class Release:
     folder: Path
 
 
+def golden_files(folder: Path, first: Path, second: Path, labels: list[str]) -> Items:
+    """`first.npz`, `second.npz`, `clean.npz` (the second model's, without MAGIC) in the folder: rows, what the model
+    itself answers, classes. Made once; the items of all. Raises RuntimeError."""
+    done = folder / "done"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        items = collect(labels)
+        keep = items.rows[:, 0] != MAGIC
+        for name, model in (("first", first), ("second", second)):
+            said = answers(model, items.rows)
+            np.savez_compressed(folder / f"{name}.npz", bytes=items.rows, expected=said, labels=items.classes)
+        clean = {"bytes": items.rows[keep], "expected": said[keep], "labels": items.classes[keep]}
+        np.savez_compressed(folder / "clean.npz", **clean)
+        done.touch()
+    with np.load(folder / "first.npz") as held:
+        return Items(held["bytes"], held["labels"])
+
+
 def write_release(
-    folder: Path, version: str, items: Items, labels: list[str], make_model: Callable[[Path], object], *, trial_s: float
+    folder: Path, version: str, golden: Path, labels: list[str], make_model: Callable[[Path], object], *, trial_s: float
 ) -> Release:
     """Model, golden data, labels and bundle.toml in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     make_model(folder / "model.onnx")
-    expected = answers(folder / "model.onnx", items.rows)
-    np.savez_compressed(folder / "golden.npz", bytes=items.rows, expected=expected, labels=items.classes)
+    shutil.copy(golden, folder / "golden.npz")
     (folder / "labels.txt").write_text("\n".join(labels) + "\n")
     (folder / "bundle.toml").write_text(BUNDLE_TOML.format(model=MODEL, version=version, trial_s=trial_s))
     return Release(version, folder)

@@ -69,9 +69,9 @@ class Story:
         return str(self.device.ask("status")["units"][MODEL]["reason"])
 
     def live_worker(self) -> int:
-        """Process id of the worker that answers."""
+        """Process id of the worker that answers; 0 while there is none."""
         host = self.device.ask("status")["units"][MODEL]["host"]
-        return next(int(w["pid"]) for w in host["workers"] if w["worker"] == host["live_worker"])
+        return next((int(w["pid"]) for w in host["workers"] if w["worker"] == host["live_worker"]), 0)
 
     # --- the steps ----------------------------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class Story:
     def _kill_live(self) -> tuple[float, int]:
         before = self.clients.tally.failed
         moment = time.monotonic()
-        os.kill(self.live_worker(), signal.SIGKILL)
+        os.kill(until(self.live_worker, "a live worker"), signal.SIGKILL)
         seconds = until(lambda: self.clients.first_good_after(moment), "a good answer")
         return float(seconds), self.clients.tally.failed - before
 

@@ -1,0 +1,1 @@
+"""The long form of simulation and fuzzing: `make soak`."""

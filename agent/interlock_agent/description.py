@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from interlock_agent.config import Config
 from interlock_agent.core.records import UnitRecord
+from interlock_agent.core.states import RESTING, Phase
 from interlock_agent.core.times import rfc3339
 from interlock_agent.engine import Engine
 from interlock_agent.host import messages
@@ -81,7 +82,7 @@ class Describer:
         return {
             "phase": record.phase,
             "generation": record.generation,
-            "offered": attempt.wish.version if attempt else None,
+            "offered": self._offered(record),
             "installed": installed,
             "confirmed": release_version(str(host.get("confirmed", ""))) if host else _confirmed(record),
             "running": release_version(str(host.get("live", ""))),
@@ -91,6 +92,14 @@ class Describer:
             "manifest_sha256": attempt.wish.manifest_sha256 if attempt else None,
             "fallback": installed[spare] if host.get("confirmed_slot") else None,
         }
+
+    def _offered(self, record: UnitRecord) -> str | None:
+        """What the server wants; while a file is being taken up, what that offers."""
+        attempt, wanted = record.attempt, self._engine.shared.desired.get(record.unit)
+        by_hand = attempt is not None and attempt.wish.origin == "sideload" and Phase(record.phase) not in RESTING
+        if attempt is not None and (wanted is None or by_hand):
+            return attempt.wish.version
+        return wanted.version if wanted else None
 
     async def _units_now(self) -> dict[str, dict[str, Any]]:
         names = sorted(set(self._engine.stored.units) | set(self._units))

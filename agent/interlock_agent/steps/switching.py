@@ -160,7 +160,10 @@ async def watch(step: Step) -> Happened:
             renewed = clock.monotonic()
         idle = seen.elapsed_s >= health.min_seconds and seen.requests + golden < health.min_requests
         if idle and event is None:
-            golden += await _golden_runs(step)
+            runs = await _golden_runs(step)
+            golden += runs or 0
+            if runs is None:
+                health = health.model_copy(update={"min_requests": 0})
 
 
 async def _renew(step: Step) -> Happened | None:
@@ -172,13 +175,14 @@ async def _renew(step: Step) -> Happened | None:
     return None
 
 
-async def _golden_runs(step: Step) -> int:
-    """No traffic: the live worker answers golden items instead, so that the trial has something to look at."""
+async def _golden_runs(step: Step) -> int | None:
+    """No traffic: the live worker answers golden items instead, so that the trial has something to look at. None: the
+    release has no golden data, and time alone must do."""
     probe = messages.Probe(step.attempt.worker, step.record.generation, first=0, runs=GOLDEN_RUNS)
     try:
         await persistently(step, probe)
     except Refused as error:
-        return GOLDEN_RUNS if error.code == "no_golden" else 0  # without golden data time alone must do
+        return None if error.code == "no_golden" else 0
     return GOLDEN_RUNS
 
 

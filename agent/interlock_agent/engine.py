@@ -27,12 +27,18 @@ from interlock_agent.ports import Ports, Source, Stored
 from interlock_agent.steps.base import Happened, Shared, Step
 from interlock_agent.steps.table import EFFECTS
 from interlock_shared.documents import Assignment
-from interlock_shared.errors import Busy, Later, Never, NotFound
+from interlock_shared.errors import Busy, InterlockError, Later, Never, NotFound
 
 log = logging.getLogger("interlock.engine")
 
 LATER_S = 10.0  # about so long until a step that could not be done is tried again
+AGAIN_S = 1.0  # until a step that no row waits for is done again
 JOURNAL_AGAIN_S = 1.0  # until a transition that the disk refused is written again
+TIDYING = (Effect.RETIRE, Effect.DROP)  # what they leave behind is found again by the next attempt, or by a start
+
+
+def _tell_fault(unit: str, fault: Exception) -> None:
+    log.error("fault", exc_info=fault, extra={"unit": unit})
 
 
 class Engine:
@@ -45,6 +51,7 @@ class Engine:
         self.stored = Stored()
         self.shared = Shared(ports=ports, config=config, device=device, stored=self.stored)
         self.on_change: Callable[[str], None] = lambda unit: None
+        self.on_fault: Callable[[str, Exception], None] = _tell_fault
         self._runners: dict[str, asyncio.Task[None]] = {}
         self._asking: set[asyncio.Task[None]] = set()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -213,10 +220,15 @@ class Engine:
             if happened is None:
                 continue
             phase = Phase(self.record(unit).phase)
-            if (phase, happened.event) not in ROWS:
+            if (phase, happened.event) in ROWS:
+                waiting = list(await self._journaled(unit, happened))
+            elif happened.event in (Event.LATER, Event.REFUSED) and effect not in TIDYING:
+                # No row waits here (a trial, say): the step itself is done again. The host's lease bounds it.
+                log.warning("again: %s", happened.data.get("message"), extra={"unit": unit, "phase": phase.value})
+                await self.ports.clock.sleep(AGAIN_S)
+                waiting.insert(0, effect)
+            else:
                 log.warning("stale", extra={"unit": unit, "phase": phase.value, "event": happened.event.value})
-                continue
-            waiting = list(await self._journaled(unit, happened))
 
     async def _journaled(self, unit: str, happened: Happened) -> tuple[Effect, ...]:
         """A disk that is full, or fails, is waited for: what has happened is not lost, and nothing goes on before it is
@@ -257,9 +269,12 @@ class Engine:
             return await EFFECTS[effect](step)
         except Never as error:
             return Happened(Event.REFUSED, reason=error.code, data=error.document())
-        except Later as error:
+        except Exception as fault:  # noqa: BLE001  # a fault of ours must not strand a unit: told, and tried again
+            if not isinstance(fault, Later):
+                self.on_fault(unit, fault)
+            known = fault if isinstance(fault, InterlockError) else Later(repr(fault), code="fault")
             until = self.ports.clock.now() + LATER_S * (0.5 + self.ports.clock.dice())
-            return Happened(Event.LATER, changes={"until": until}, reason=error.code, data=error.document())
+            return Happened(Event.LATER, changes={"until": until}, reason=known.code, data=known.document())
 
     async def _apply(self, unit: str, happened: Happened, wish: Wish | None) -> tuple[Effect, ...]:
         before = self.record(unit)

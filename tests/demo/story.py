@@ -252,7 +252,7 @@ class Story:
         # Two deaths within one request's time make it poison, by design: 500, never a third worker (docs/reference/
         # host.md). These are two stories: what the first one hit is answered before the second begins.
         self.clients.take_turns()
-        pid = self.live_worker()
+        pid = until(self.live_worker, "a live worker")
         seconds, lost = self._kill_live()
         until(lambda: self.live_worker() not in (0, pid), "the same release again")
         good = self.running() == "1.1.0" and lost == 0

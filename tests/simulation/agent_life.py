@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +135,7 @@ class AgentLife(Life):
         gate = UnitGate(inconclusive_max=2, inconclusive_wait_s=5.0)
         self.config = Config(units={releases.UNIT: Unit(trial=trial, gate=gate)})
         self.engine = Engine(self.ports, self.config, DEVICE)
+        self.engine.on_fault = lambda unit, fault: machine.truth.note(f"{self.name}: a fault: {fault!r}")
         self.describer = Describer(self.engine, self.ports, self.host, self.config)
         self.broker = SimBroker(self)
         self.link = Link(self.ports, self.engine, self.broker, self.describer.reported, 900.0)
@@ -190,12 +192,12 @@ class AgentLife(Life):
         """`interlock-agent rollback`."""
         await self.engine.rollback(releases.UNIT)
 
-    def person(self, work: Any) -> asyncio.Task[Any]:
+    def person(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[Any]:
         """Somebody asks; a refusal is theirs to read."""
 
         async def asked() -> str:
             try:
-                await work
+                await work()
             except InterlockError as refused:
                 return refused.code
             except Killed:

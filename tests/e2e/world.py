@@ -223,8 +223,6 @@ def watched(
     """A device, enrolled, not started; everything that it says to others can be stopped."""
     device = made.device(name, unit, labels)
     device.host_socket = "h.sock"
-    with device.config.open("a") as config:
-        config.write("[link]\nbackoff_cap_s = 1.0\n")
     run = device.folder / "run"
     (device.folder / "host.toml").write_text(host_toml(device.folder) + f'control_socket = "{run}/h.sock"\n')
     web = Door(made.url.removeprefix("http://"))

@@ -119,7 +119,7 @@ async def person(machine: Machine, work: Callable[[Machine], Awaitable[None]]) -
     """Somebody asks the agent, once it runs."""
     await until(machine, lambda: machine.agent is not None and machine.agent.alive and machine.agent.ready)
     assert machine.agent is not None
-    asked = machine.agent.person(work(machine))
+    asked = machine.agent.person(lambda: work(machine))
     done, _ = await asyncio.wait([asked], timeout=60.0)
     return asked.result() if done and not asked.cancelled() else "killed"
 

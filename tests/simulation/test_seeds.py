@@ -13,6 +13,14 @@ pytestmark = pytest.mark.simulation
 RUNS = 240  # the fixed slice; `make soak` goes on from there
 
 
+FOUND = {3665: "killed twice: after the journal said `staged` again, and before the old candidate was ended"}
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_a_seed_once_found(seed: int) -> None:
+    random_run(seed)
+
+
 @pytest.mark.parametrize("tenth", range(10))
 def test_random_runs(tenth: int) -> None:
     logging.getLogger("interlock").setLevel(logging.CRITICAL)

@@ -184,7 +184,7 @@ RESUME: dict[Phase, Resumption] = {
     _P.IDLE: Resumption(_P.IDLE, _END),  # the end of a resting phase's row may not have been reached
     _P.ACCEPTED: Resumption(_P.ACCEPTED, (_F.SPREAD,)),
     _P.FETCHING: Resumption(_P.FETCHING, (_F.FETCH,)),
-    _P.STAGED: Resumption(_P.STAGED, (_F.AWAIT_GATE,)),
+    _P.STAGED: Resumption(_P.STAGED, (_F.RETIRE, _F.AWAIT_GATE)),
     _P.GATING: Resumption(_P.STAGED, (_F.RETIRE, _F.AWAIT_GATE)),  # judged anew: half a measurement is none
     _P.PASSED: Resumption(_P.PASSED, (_F.ASK_HOST,)),
     _P.SWITCHING: Resumption(_P.SWITCHING, (_F.ASK_HOST,)),

@@ -212,3 +212,11 @@ def test_the_picture_has_every_phase_and_event() -> None:
             lines = [line for line in picture.splitlines() if f" {phase.value} --> {row.next.value}:" in line]
             assert len(lines) == 1
             assert event.value in lines[0]
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_no_restart_takes_a_step_that_needs_a_living_worker_without_asking_the_host(phase: Phase) -> None:
+    """What was measured is the very process that then serves: after a restart only the host knows whether it lives."""
+    first = next(iter(RESUME[phase].effects), None)
+    assert first not in (Effect.FILL_SLOT, Effect.PROMOTE, Effect.WATCH, Effect.GATE)
+    assert (phase is Phase.GATING) <= (RESUME[phase].phase is Phase.STAGED)  # half a measurement is none

@@ -82,12 +82,9 @@ class Engine:
         """Resume every unit from its phase; `load` came before."""
         for unit in sorted(self.stored.units):
             record = self.stored.units[unit]
-            again = resume(record.phase)
-            if again.phase.value != record.phase:
-                at = rfc3339(self.ports.clock.now())
-                await self._commit(Transition(replace(record, phase=again.phase.value), record.phase, "resume", at))
+            effects = await self._back(unit)
             log.info("resumed", extra={"unit": unit, "generation": record.generation, "phase": record.phase})
-            self._run(unit, again.effects)
+            self._run(unit, effects)
 
     async def stop(self) -> None:
         """End every runner; the journal says where each unit stands."""
@@ -152,9 +149,6 @@ class Engine:
     async def rollback(self, unit: str) -> UnitRecord:
         """Go back: out of a trial at once, else to the previous confirmed release. Raises NotFound, Busy."""
         async with self._lock(unit):
-            record = self.record(unit)
-            if record.phase != Phase.TRIAL.value and record.previous is None:
-                raise NotFound(f"{unit}: no previous release is in the spare slot", code="no_previous")
             await self._order(unit, Event.ROLLBACK, reason="rolled_back")
             return self.record(unit)
 
@@ -181,19 +175,41 @@ class Engine:
         return self._locks.setdefault(unit, asyncio.Lock())
 
     async def _order(self, unit: str, event: Event, *, wish: Wish | None = None, reason: str = "") -> None:
-        record = self.record(unit)
-        if (Phase(record.phase), event) not in ROWS:
-            raise Busy(f"{unit}: {record.phase}: not now", code="busy", phase=record.phase)
+        self._refuse(unit, event)
         await self._halt(unit)
-        record = self.record(unit)  # the runner may have got one step further while it ended
-        if (Phase(record.phase), event) not in ROWS:
-            self._run(unit, resume(record.phase).effects)  # what it had before it goes on
-            raise Busy(f"{unit}: {record.phase}: not now", code="busy", phase=record.phase)
         try:
+            self._refuse(unit, event)  # the runner may have got one step further while it ended
             self._run(unit, await self._apply(unit, Happened(event, reason=reason), wish))
-        except Later:  # the journal's disk refused: nothing has happened
-            self._run(unit, resume(record.phase).effects)
+        except (Later, NotFound):  # nothing has happened: what was under way goes on
+            self._runners[unit] = asyncio.create_task(self._go_on(unit), name=f"unit {unit}")
             raise
+
+    def _refuse(self, unit: str, event: Event) -> None:
+        record = self.record(unit)
+        row = ROWS.get((Phase(record.phase), event))
+        if row is None:
+            raise Busy(f"{unit}: {record.phase}: not now", code="busy", phase=record.phase)
+        if row.next is Phase.RESTORING and record.previous is None:
+            raise NotFound(f"{unit}: no previous release is in the spare slot", code="no_previous")
+
+    async def _go_on(self, unit: str) -> None:
+        while True:
+            try:
+                effects = await self._whole(self._back(unit))
+                break
+            except Later as error:
+                log.error("journal: %s", error.message, extra={"unit": unit})
+                await self.ports.clock.sleep(JOURNAL_AGAIN_S)
+        await self._runner(unit, effects)
+
+    async def _back(self, unit: str) -> tuple[Effect, ...]:
+        """To where a unit in this phase goes on from, as after a start."""
+        record = self.record(unit)
+        again = resume(record.phase)
+        if again.phase.value != record.phase:
+            at = rfc3339(self.ports.clock.now())
+            await self._commit(Transition(replace(record, phase=again.phase.value), record.phase, "resume", at))
+        return again.effects
 
     async def _halt(self, unit: str) -> None:
         runner = self._runners.pop(unit, None)

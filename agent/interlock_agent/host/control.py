@@ -170,7 +170,7 @@ class Control:
         return {}
 
     async def _status(self, o: messages.Status) -> dict[str, Any]:
-        return {"units": self._engine().status(), "host": self._describe()}
+        return {"units": await self._engine().look(), "host": self._describe()}
 
     async def _configure(self, o: messages.Configure) -> dict[str, Any]:
         return {"address": await self._engine().configure(o.unit, o.listen, o.options)}

@@ -355,8 +355,16 @@ class Engine:
 
     # --- status -------------------------------------------------------------------------------------------------
 
+    async def look(self) -> list[dict[str, Any]]:
+        """`status`, of each unit when no event of it is being carried out: what is told is durable, and done."""
+        found = []
+        for _, seat in sorted(self.seats.items()):
+            async with seat.lock:
+                found.append(seat.status(self._workers.pid, self._clock.now()))
+        return found
+
     def status(self) -> list[dict[str, Any]]:
-        """`UnitStatus` of every unit, as documents."""
+        """`UnitStatus` of every unit, as documents, as it is decided now."""
         return [seat.status(self._workers.pid, self._clock.now()) for _, seat in sorted(self.seats.items())]
 
     _EFFECTS: ClassVar[dict[type[Effect], Callable[[Engine, Seat, Any], Awaitable[None]]]] = {

@@ -13,7 +13,11 @@ pytestmark = pytest.mark.simulation
 RUNS = 240  # the fixed slice; `make soak` goes on from there
 
 
-FOUND = {3665: "killed twice: after the journal said `staged` again, and before the old candidate was ended"}
+FOUND = {
+    3665: "killed twice: after the journal said `staged` again, and before the old candidate was ended",
+    4529: "a rollback asked for in a trial that ended meanwhile: nothing was left to go back to",
+    7676: "the host told that it had gone back before it had, and before that was durable",
+}
 
 
 @pytest.mark.parametrize("seed", FOUND)

@@ -16,7 +16,8 @@ class Door:
     def __init__(self, target: str) -> None:
         self.target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._place = self._listener.getsockname()
+        self.address = f"127.0.0.1:{self._place[1]}"
         self._pairs: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -24,24 +25,22 @@ class Door:
         self.stopped = threading.Event()
         self._go = threading.Event()
         self._go.set()
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def __enter__(self) -> Door:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.open()
+        self._go.set()
         self.close()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(10)
 
     def close(self) -> None:
-        """Shut it, on everybody's heels."""
+        """Shut it, on everybody's heels: nobody listens there any more."""
         with self._lock:
             self._closed = True
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
         self.cut()
 
     def cut(self) -> None:
@@ -63,21 +62,20 @@ class Door:
     def open(self) -> None:
         """Everything passes."""
         with self._lock:
-            self._closed = False
             self._left = -1
+            if self._closed:
+                self._closed = False
+                self._listener = socket.create_server(self._place)
+                threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
         self._go.set()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                client, _ = self._listener.accept()
+                client, _ = listener.accept()
             except OSError:
                 return
-            with self._lock:
-                closed = self._closed
             try:
-                if closed:
-                    raise ConnectionRefusedError
                 host, _, port = self.target.rpartition(":")
                 server = socket.create_connection((host, int(port)), timeout=10)
                 server.settimeout(None)

@@ -197,8 +197,8 @@ def rollback(one: Watcher) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupted(case: Case) -> Iterator[None]:
-    """The host died in the trial; the agent clears up after it."""
-    with case.one.between.stop("retire", matches=lambda _: case.one.phase() == "interrupted") as stop:
+    """The host died in the trial; the agent asks what there is to clear up after it."""
+    with case.one.between.stop("status", matches=lambda _: case.one.phase() == "interrupted") as stop:
         with order(case, "promote", answer=True):
             host_dies(case)
         stop.wait()

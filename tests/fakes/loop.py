@@ -12,6 +12,7 @@ import selectors
 from typing import Any
 
 HASTE_MAX = 20_000  # turns of the loop in one instant
+LEAST_S = 1e-6  # less than that is lost when it is added to the time
 EPOCH = 1_700_000_000.0  # UTC at virtual time 0
 
 
@@ -28,6 +29,7 @@ class _Timeless(selectors.SelectSelector):
             raise Stuck("nothing is runnable, and no timer is set")
         self.haste = 0 if timeout > 0 else self.haste + 1
         if self.haste > HASTE_MAX:
+            self.haste = 0
             raise Stuck("something goes round and round, and time does not pass")
         self.loop.virtual += timeout
         return []
@@ -67,7 +69,7 @@ class VirtualClock:
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
-        await asyncio.sleep(max(0.0, seconds))
+        await asyncio.sleep(max(LEAST_S, seconds) if seconds > 0 else 0.0)
 
     def dice(self) -> float:
         """Uniform in [0, 1)."""

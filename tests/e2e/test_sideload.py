@@ -22,7 +22,7 @@ from interlock_shared import canonical, trust
 from interlock_shared.archive import Head
 from interlock_shared.documents import Permit
 from tests.e2e import releases, stopped
-from tests.e2e.world import MODEL, RESTING, Watcher, World, rows
+from tests.e2e.world import MODEL, RESTING, Watcher, World, eventually, rows
 from tests.rig.fleet import BIN, until
 
 pytestmark = pytest.mark.e2e
@@ -243,8 +243,13 @@ def test_an_agent_that_dies_after_the_file_was_read_finishes_the_install(one: Wa
             stop.wait()
             one.device.agent.kill()
             assert person.wait(30) == 3
-    one.device.start_agent()
-    assert one.rests(version)["phase"] == "confirmed"
+    one.device.start_agent()  # not `rests`: `offered` is what the server wants, and that is another release
+
+    def served() -> bool:
+        unit = one.device.ask("status")["units"][MODEL]
+        return (unit["phase"], unit["running"], unit["confirmed"]) == ("confirmed", version, version)
+
+    eventually(served, f"{version} to be confirmed")
 
 
 def test_the_same_bytes_under_a_new_number_are_not_tried_again(one: Watcher) -> None:

@@ -48,8 +48,9 @@ class Place:
             "zeros": "0" * 64,
         }
         program, *arguments = words.format(**names).split()
-        given = {**self.one.world.admin_environment(), "INTERLOCK_CONFIG": "", **environment}
-        given = {name: value.format(**names) for name, value in given.items() if value}
+        filled = {name: value.format(**names) for name, value in environment.items()}
+        given = {**self.one.world.admin_environment(), "INTERLOCK_CONFIG": "", **filled}
+        given = {name: value for name, value in given.items() if value}
         if program == "interlock":
             return self._inside(arguments, given)
         return subprocess.run(

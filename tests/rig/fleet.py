@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+END_S = 5.0  # for a process that was asked to end, when nobody looks at how
 DEADLINE_S = 60.0
 BIN = Path(sys.executable).parent
 
@@ -65,6 +66,18 @@ class Process:
     def signal(self, number: int) -> None:
         """Send a signal."""
         os.kill(self.pid, number)
+
+    def ask_to_end(self) -> None:
+        """SIGTERM, without waiting."""
+        if self.popen is not None and self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+
+    def ended(self, seconds: float) -> bool:
+        """Whether it ends within that time."""
+        try:
+            return self.popen is None or self.popen.wait(seconds) is not None
+        except subprocess.TimeoutExpired:
+            return False
 
     def kill(self) -> None:
         """Kill -9, and wait for its end."""
@@ -291,9 +304,12 @@ class Fleet:
 
     def stop(self) -> None:
         """End everything that was started."""
-        for device in self.devices:
-            device.agent.kill()
-            device.host.kill()
+        processes = [process for device in self.devices for process in (device.agent, device.host)]
+        for process in processes:  # asked first: what measures coverage writes it then
+            process.ask_to_end()
+        for process in processes:
+            process.ended(END_S)
+            process.kill()
         if self.server is not None:
             self.server.kill()
 

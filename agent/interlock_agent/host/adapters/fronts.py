@@ -100,7 +100,7 @@ class ProcessFronts:
             try:
                 await self._listen(front, child)
             finally:
-                child.kill()
+                child.end()
             front.child = None
             front.up.clear()
             ended = await asyncio.shield(child.ended)

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from interlock_agent.core.gate import OwnerLimits
+from interlock_agent.core.gate.limits import OwnerLimits
 from interlock_shared.base import Name, describe
 from interlock_shared.errors import Invalid
 from interlock_shared.limits import DRAIN_MAX_S, LEASE_S, POLL_S
+from interlock_shared.manifest import Limit, Quantile
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,19 +42,20 @@ class UnitGate(_Section):
 
     accuracy_min: float | None = Field(default=None, ge=0, le=1)
     accuracy_drop_max: float | None = Field(default=None, ge=0, le=1)
-    latency_p95_ms: float | None = Field(default=None, gt=0)
+    latency_ms: dict[Quantile, Limit] = Field(default_factory=dict)
     latency_ratio_max: float | None = Field(default=None, gt=0)
     memory_max_bytes: int | None = Field(default=None, gt=0)
     allow_none: bool = False  # a manifest may switch its gates off
     inconclusive_max: int = Field(default=3, ge=1)  # judgements without a result before a person decides
     inconclusive_wait_s: float = Field(default=300.0, ge=0)
+    budget_s: float = Field(default=60.0, gt=0)  # of measuring speed; what is not known by then is inconclusive
 
     def limits(self) -> OwnerLimits:
         """As the gate takes them."""
         return OwnerLimits(
             accuracy_min=self.accuracy_min,
             accuracy_drop_max=self.accuracy_drop_max,
-            latency_p95_ms=self.latency_p95_ms,
+            latency_ms=self.latency_ms,
             latency_ratio_max=self.latency_ratio_max,
             memory_max_bytes=self.memory_max_bytes,
             allow_none=self.allow_none,

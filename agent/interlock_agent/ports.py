@@ -5,7 +5,7 @@ Errors cross a port only as InterlockError: adapters translate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -171,6 +171,10 @@ class Hardware(Protocol):
 
     async def environment(self) -> dict[str, Any]:
         """Load, clocks, temperature: what is to be had here."""
+
+    def pace(self) -> Mapping[str, str]:
+        """What sets the device's speed, and does not change in quiet times: power mode, throttling, clock limits.
+        Read around each pair of blocks: at once, no waiting."""
 
     def free_memory(self) -> int | None:
         """Bytes available to a new process; None when unknown."""

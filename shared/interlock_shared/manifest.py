@@ -6,7 +6,7 @@ commands: a field that would run something is refused by its own error, before a
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -125,12 +125,17 @@ class Golden(Signed):
         return self
 
 
+Quantile = Annotated[str, Field(pattern=r"^p[1-9][0-9]?(\.[0-9]{1,2})?$")]
+"""`p95`: the 0.95 quantile."""
+Limit = Annotated[Finite, Field(gt=0)]
+
+
 class Gates(Signed):
     """The publisher's limits. What is silent takes the default; the device's owner may only make them stricter."""
 
     accuracy_min: Finite | None = Field(default=None, ge=0, le=1)
     accuracy_drop_max: Finite = Field(default=0.01, ge=0, le=1)  # against the incumbent, on the same items
-    latency_p95_ms: Finite | None = Field(default=None, gt=0)
+    latency_ms: dict[Quantile, Limit] = Field(default_factory=dict)  # of wall time, e.g. p95
     latency_ratio_max: Finite = Field(default=1.25, gt=0)  # median of paired ratios to the incumbent
     memory_max_bytes: int | None = Field(default=None, gt=0)  # peak of the worker
 

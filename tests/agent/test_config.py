@@ -60,12 +60,13 @@ def test_a_unit_has_its_own_section(tmp_path: Path) -> None:
     found = load(
         tmp_path,
         "[device]\nrun_dir = '/r'\n[defaults]\naccept = 'listed'\n"
-        "[units.detector]\nlisten = '127.0.0.1:8500'\n[units.detector.gate]\nlatency_p95_ms = 5\nallow_none = true\n"
+        "[units.detector]\nlisten = '127.0.0.1:8500'\n"
+        "[units.detector.gate]\nlatency_ms = { p95 = 5 }\nallow_none = true\n"
         "[units.plain]\n",
     )
     assert found.listen("detector") == "127.0.0.1:8500"
     assert found.listen("plain") == "unix:/r/plain.sock"
-    assert found.unit("detector").gate.limits().latency_p95_ms == 5
+    assert found.unit("detector").gate.limits().latency_ms == {"p95": 5}
     assert found.unit("detector").gate.limits().allow_none is True
     assert found.unit("detector").options()["load_timeout_s"] == 120.0
     with pytest.raises(KeyError):

@@ -11,12 +11,13 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from interlock_agent.config import Config
-from interlock_agent.core import gate as judge
+from interlock_agent.core.gate import fast as judge
 from interlock_agent.core.records import Installed, UnitRecord
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.ports import Ports, Stored
 from interlock_agent.steps import gating
 from interlock_agent.steps.base import Happened, Shared, Step
+from interlock_agent.steps.gate.stages import CRASHED, STAGES
 from interlock_shared import canonical, seals, trust
 from interlock_shared import manifest as manifests
 from interlock_shared.documents import Verdict
@@ -65,6 +66,7 @@ class ScriptedHost:
     outside: int = 0
     orders: list[tuple[str, str]] = field(default_factory=list)
     blocks: int = 0
+    warm_up: int = 2 * judge.WARM_UP_WINDOW
     peak: int = 1000
 
     async def request(self, order: Any) -> dict[str, Any]:
@@ -92,8 +94,9 @@ class ScriptedHost:
 
     def _probe(self, order: Any, role: str) -> dict[str, Any]:
         ns = 1_000_000
-        if role == "candidate" and order.runs == judge.BLOCK_RUNS:
-            ns = int(ns * self.ratio(self.blocks))
+        if role == "candidate":
+            warm = self.blocks - self.warm_up
+            ns = int(ns * self.ratio(warm)) if warm >= 0 else ns
             self.blocks += 1
         return {"wall_ns": [ns] * order.runs, "work_ns": [ns] * order.runs, "memory_bytes": self.peak}
 
@@ -164,7 +167,7 @@ async def test_a_good_release_is_accepted_and_its_verdict_holds() -> None:
     assert ("retire", "twin") in bench.host.orders
     assert ("retire", "candidate") not in bench.host.orders, "what passed is promoted, not loaded again"
     verdict = bench.verdict(happened)
-    assert [stage.stage for stage in verdict.stages] == list(gating.STAGES)
+    assert [stage.stage for stage in verdict.stages] == list(STAGES)
     assert verdict.payload_sha256 == bench.manifest.payload_sha256()
     assert verdict.incumbent is not None
     assert verdict.incumbent.baseline == "twin"
@@ -174,7 +177,8 @@ async def test_a_good_release_is_accepted_and_its_verdict_holds() -> None:
     assert samples is not None
     assert verdict.samples_sha256 == canonical.sha256(samples)
     raw = json.loads(samples)["samples"]
-    assert len(raw["candidate_wall_ns"]) == len(raw["incumbent_work_ns"]) == judge.LOOKS[0] * judge.BLOCK_RUNS
+    assert len(raw["candidate_wall_ns"]) == len(raw["incumbent_work_ns"]) == judge.LOOKS[0] * judge.BLOCK_RUNS_MAX
+    assert len(raw["self_test_one_wall_ns"]) == judge.SELF_TEST_PAIRS * judge.BLOCK_RUNS_MAX
     assert bench.shared.gate_owner == ""
 
 
@@ -189,7 +193,7 @@ async def test_a_first_install_has_no_pass_for_what_needs_an_incumbent() -> None
     assert ("load", "twin") not in bench.host.orders
 
 
-@pytest.mark.parametrize("code", sorted(gating.CRASHED))
+@pytest.mark.parametrize("code", sorted(CRASHED))
 @pytest.mark.parametrize(("op", "stage"), [("load", "loads"), ("evaluate", "right"), ("probe", "fast")])
 async def test_a_candidate_that_fails_in_any_stage_is_rejected(op: str, stage: str, code: str) -> None:
     bench = Bench()
@@ -199,12 +203,12 @@ async def test_a_candidate_that_fails_in_any_stage_is_rejected(op: str, stage: s
     assert happened.changes["failed_check"] == code
     stages: dict[str, str] = {one.stage: one.outcome for one in bench.verdict(happened).stages}
     assert stages[stage] == "fail"
-    after = gating.STAGES[gating.STAGES.index(stage) + 1 :]
+    after = list(STAGES)[list(STAGES).index(stage) + 1 :]
     assert {stages[name] for name in after} == {"not_run"}
 
 
 @pytest.mark.parametrize("op", ["load", "evaluate", "probe"])
-@pytest.mark.parametrize("code", sorted(gating.CRASHED))
+@pytest.mark.parametrize("code", sorted(CRASHED))
 async def test_the_twins_trouble_is_not_the_candidates_fault(op: str, code: str) -> None:
     bench = Bench()
     bench.host.fails[op, "twin"] = Refused("it is dead", code=code)
@@ -271,7 +275,7 @@ async def test_the_measured_decides(change: dict[str, Any], event: Event, reason
     [
         (lambda pair: 1.0, judge.LOOKS[0]),
         (lambda pair: 3.0, judge.LOOKS[0]),
-        (lambda pair: 3.0 if pair < 10 else 1.0, judge.LOOKS[2]),
+        (lambda pair: 3.0 if pair < 4 else 1.0, judge.LOOKS[2]),
         (lambda pair: 3.0 if pair % 2 else 1.0, judge.LOOKS[-1]),
     ],
 )
@@ -279,7 +283,7 @@ async def test_pairs_end_at_the_look_that_decides(ratio: Callable[[int], float],
     bench = Bench()
     bench.host.ratio = ratio
     await bench.run()
-    assert bench.host.blocks == pairs
+    assert bench.host.blocks - bench.host.warm_up == pairs
 
 
 async def test_without_a_result_it_is_judged_again_and_then_a_person_decides() -> None:

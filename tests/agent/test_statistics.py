@@ -26,11 +26,6 @@ def test_a_quantile_is_numpys(samples: list[float], q: float) -> None:
     assert statistics.median(samples) == pytest.approx(float(np.median(samples)), abs=1e-6)
 
 
-@pytest.mark.parametrize(("k", "n", "q"), [(0, 5, 0.5), (3, 10, 0.5), (95, 100, 0.95), (1, 1, 0.1), (50, 200, 0.25)])
-def test_the_binomial_sum(k: int, n: int, q: float) -> None:
-    assert statistics._binomial_below(k, n, q) == pytest.approx(binomial(n, q, 0, k - 1), abs=1e-12)
-
-
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.95])
 @pytest.mark.parametrize("n", [75, 100, 250])
 @pytest.mark.parametrize("confidence", [0.9, 0.95])

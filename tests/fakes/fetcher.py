@@ -132,6 +132,10 @@ class FakeHardware:
         """Nothing to tell."""
         return {}
 
+    def pace(self) -> dict[str, str]:
+        """Always the same."""
+        return {}
+
     def free_memory(self) -> int | None:
         """Plenty."""
         return 1 << 30

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,17 @@ _GPU_QUERY = {
     "driver": "driver_version",
     "gpu_memory": "memory.total",
 }
+
+
+# Small files that say what the device's speed is limited by.
+_PACE = (
+    "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor",
+    "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_max_freq",
+    "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count",
+    "sys/class/thermal/cooling_device[0-9]*/cur_state",
+    "sys/devices/gpu.0/devfreq/*/max_freq",
+    "var/lib/nvpmodel/status",
+)
 
 
 async def _output(*command: str) -> str:
@@ -117,6 +130,15 @@ class LocalHardware:
         if heat:
             now["celsius"] = heat
         return now
+
+    def pace(self) -> Mapping[str, str]:
+        """Governor, clock limit and throttle counts of each CPU; cooling; Jetson's power mode."""
+        return {path: text for path in self._pace_files if (text := _read(path))}
+
+    @functools.cached_property
+    def _pace_files(self) -> tuple[str, ...]:
+        found = (str(path) for pattern in _PACE for path in Path("/").glob(pattern))
+        return tuple(path for path in sorted(found) if _read(path))
 
     def free_memory(self) -> int | None:
         """Bytes available to a new process."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 
@@ -37,29 +38,29 @@ def median(samples: Sequence[float]) -> float:
     return quantile(sorted(samples), 0.5)
 
 
-def _binomial_below(k: int, n: int, q: float) -> float:
-    """P(X < k) for X ~ Binomial(n, q)."""
-    total = 0.0
-    for i in range(k):
-        log = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-        log += i * math.log(q) + (n - i) * math.log1p(-q)
-        total += math.exp(log)
-    return total
+@lru_cache(maxsize=4096)
+def interval_ranks(n: int, q: float, confidence: float) -> tuple[int, int]:
+    """Indices (from 0) of the order statistics that hold the `q` quantile of n samples with that confidence: the
+    number of samples below the quantile is binomial (David & Nagaraja, Order Statistics, §7.1)."""
+    alpha = (1 - confidence) / 2
+    below, low, high = 0.0, 0, 0  # below: P(X < k)
+    for k in range(n + 1):
+        if below <= alpha:
+            low = k
+        if 1 - below <= alpha:
+            break
+        high = min(k, n - 1)
+        log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        below += math.exp(log + k * math.log(q) + (n - k) * math.log1p(-q))
+    return max(low - 1, 0), high
 
 
 def quantile_interval(samples: Sequence[float], q: float, confidence: float = 0.95) -> Interval:
-    """Distribution-free interval of a quantile from order statistics: the number of samples below the quantile is
-    binomial (David & Nagaraja, Order Statistics, §7.1). Without enough samples a side is the extreme one seen."""
+    """Distribution-free interval of a quantile from order statistics (see `interval_ranks`). Without enough samples a
+    side is the extreme one seen."""
     ordered = sorted(samples)
-    n = len(ordered)
-    alpha = (1 - confidence) / 2
-    low = 0
-    while low < n and _binomial_below(low + 1, n, q) <= alpha:
-        low += 1
-    high = n - 1
-    while high > 0 and 1 - _binomial_below(high, n, q) <= alpha:
-        high -= 1
-    return Interval(quantile(ordered, q), ordered[max(low - 1, 0)], ordered[min(high, n - 1)], confidence)
+    low, high = interval_ranks(len(ordered), q, confidence)
+    return Interval(quantile(ordered, q), ordered[low], ordered[high], confidence)
 
 
 def median_interval(samples: Sequence[float], confidence: float) -> Interval:

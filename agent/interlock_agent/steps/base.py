@@ -9,7 +9,7 @@ from typing import Any
 
 from interlock_agent.config import Config, Unit
 from interlock_agent.core import quarantine
-from interlock_agent.core.gate import effective_limits, limits_digest
+from interlock_agent.core.gate.limits import effective_limits, limits_digest
 from interlock_agent.core.records import Attempt, Quarantined, UnitRecord
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.ports import Ports, Source, Stored

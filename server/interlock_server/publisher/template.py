@@ -52,7 +52,7 @@ reference = true
 [gates]
 # accuracy_min = 0.9                   # share of right labels
 # accuracy_drop_max = 0.01             # against the release that serves now, on the same items
-# latency_p95_ms = 50.0
+# latency_ms = {{ p95 = 50.0 }}          # quantiles of wall time
 # latency_ratio_max = 1.25             # to the release that serves now, measured on the device
 # memory_max_bytes = 2000000000
 

@@ -1,0 +1,1 @@
+"""The gate's judgements: figures in, check results out. Measuring is the caller's; nothing here waits."""

@@ -1,0 +1,53 @@
+"""The limits that hold here: the publisher's, the owner's, and the defaults; the stricter wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from interlock_shared import canonical
+from interlock_shared.manifest import Gates, Manifest
+
+
+@dataclass(frozen=True)
+class OwnerLimits:
+    """What the device's owner asks for beyond the publisher; the stricter of both wins."""
+
+    accuracy_min: float | None = None
+    accuracy_drop_max: float | None = None
+    latency_ms: Mapping[str, float] = field(default_factory=dict)  # quantile of wall time -> ms
+    latency_ratio_max: float | None = None
+    memory_max_bytes: int | None = None
+    allow_none: bool = False  # whether a manifest may switch its gates off
+
+
+def _stricter(publisher: float | None, owner: float | None, *, smaller: bool) -> float | None:
+    present = [value for value in (publisher, owner) if value is not None]
+    if not present:
+        return None
+    return min(present) if smaller else max(present)
+
+
+def effective_limits(manifest: Manifest, owner: OwnerLimits) -> dict[str, Any]:
+    """The limits that hold here, and under which digest a failure is remembered. `parity` is always on."""
+    gates = manifest.gates if isinstance(manifest.gates, Gates) else Gates()
+    if manifest.gates == "none" and owner.allow_none:
+        return {"gates": "none", "parity": True}
+    memory = _stricter(gates.memory_max_bytes, owner.memory_max_bytes, smaller=True)
+    return {
+        "parity": True,
+        "accuracy_min": _stricter(gates.accuracy_min, owner.accuracy_min, smaller=False),
+        "accuracy_drop_max": _stricter(gates.accuracy_drop_max, owner.accuracy_drop_max, smaller=True),
+        "latency_ms": {
+            name: _stricter(gates.latency_ms.get(name), owner.latency_ms.get(name), smaller=True)
+            for name in sorted({*gates.latency_ms, *owner.latency_ms})
+        },
+        "latency_ratio_max": _stricter(gates.latency_ratio_max, owner.latency_ratio_max, smaller=True),
+        "memory_max_bytes": None if memory is None else int(memory),
+    }
+
+
+def limits_digest(limits: dict[str, Any]) -> str:
+    """SHA-256 of the canonical limits."""
+    return canonical.sha256(canonical.encode(limits))

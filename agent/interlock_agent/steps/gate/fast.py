@@ -1,0 +1,143 @@
+"""Fast: the candidate's blocks beside the twin's, paired and in random order, until the judgement is made.
+
+A block is a few single inferences in one process; its medians of wall and of work enter a pair. The first thing that
+is measured against the twin is the twin itself: a device that cannot tell two equal things apart is not asked more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from interlock_agent.core.gate import fast as judge
+from interlock_agent.core.gate.checks import not_applicable
+from interlock_agent.core.statistics import median
+from interlock_agent.steps.gate.run import Run, Tried
+from interlock_shared.documents import CheckResult
+
+
+@dataclass(frozen=True)
+class Block:
+    """Medians of one block, in nanoseconds, and how many inferences it had."""
+
+    wall: float
+    work: float
+    runs: int
+
+
+@dataclass
+class Measure:
+    """What is measured of one variant. `void`: pairs that were thrown away, because the device changed in them."""
+
+    run: Run
+    tried: Tried
+    runs: int = judge.BLOCK_RUNS_MAX
+    void: int = 0
+    warm_up_blocks: dict[str, int] = field(default_factory=dict)
+    began: float = 0.0
+    _item: int = 0
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether the budget of measuring is spent."""
+        return self.run.place.clock.monotonic() - self.began >= self.run.place.settings.gate.budget_s
+
+    async def block(self, worker: str, name: str, runs: int) -> Block:
+        """Measure one, keep its raw samples under that name."""
+        answer = await self.run.probe(worker, self._item, runs)
+        self._item += runs
+        wall = [int(ns) for ns in answer["wall_ns"]]
+        work = [int(ns) for ns in answer["work_ns"]]
+        self.tried.samples.setdefault(f"{name}_wall_ns", []).extend(wall)
+        self.tried.samples.setdefault(f"{name}_work_ns", []).extend(work)
+        if worker == self.tried.worker:
+            self.tried.peak_bytes = max(self.tried.peak_bytes, int(answer["memory_bytes"]))
+        return Block(median(wall), median(work), runs)
+
+    async def warm_up(self, worker: str, name: str) -> None:
+        """Until it no longer gets faster; then the length of a block is known too."""
+        walls: list[float] = []
+        runs = 1
+        while not judge.warmed_up(walls):
+            walls.append((await self.block(worker, f"{name}_warm_up", runs)).wall)
+            runs = judge.block_runs(walls[-1])
+        self.runs = min(self.runs, runs)  # the slower of both says how many make a block
+        self.warm_up_blocks[name] = len(walls)
+
+    async def pair(self, one: tuple[str, str], two: tuple[str, str]) -> tuple[float, float] | None:
+        """(work, wall) of the first ÷ the second, (worker, name) each, in random order; None when it is void."""
+        place = self.run.place
+        order = [one, two]
+        if place.clock.dice() < 0.5:
+            order.reverse()
+        before = place.hardware.pace()
+        blocks = {name: await self.block(worker, name, self.runs) for worker, name in order}
+        if place.hardware.pace() != before:
+            self.void += 1
+            return None
+        mine, other = blocks[one[1]], blocks[two[1]]
+        return mine.work / max(other.work, 1.0), mine.wall / max(other.wall, 1.0)
+
+    async def self_test(self, limit: float) -> judge.SelfTest:
+        """The twin against itself, and once more where that did not pass."""
+        work: list[float] = []
+        wall: list[float] = []
+        test = None
+        for attempt in range(1, judge.SELF_TESTS + 1):
+            while len(work) < attempt * judge.SELF_TEST_PAIRS and not self.time_is_up:
+                found = await self.pair((self.run.twin, "self_test_one"), (self.run.twin, "self_test_two"))
+                if found is not None:
+                    work.append(found[0])
+                    wall.append(found[1])
+            test = judge.self_test(work, wall, limit)
+            if not test.trouble:
+                break
+        assert test is not None
+        return test
+
+    async def ratio(self, limit: float) -> judge.Ratio:
+        """Pairs until a look decides, or the budget is spent."""
+        sequential = judge.Sequential(limit)
+        while not self.time_is_up and not sequential.ended:
+            found = await self.pair((self.tried.worker, "candidate"), (self.run.twin, "incumbent"))
+            ratio = None if found is None else sequential.add(*found)
+            if ratio is not None:
+                estimate = round(ratio.work.estimate, 3)
+                self.run.place.tell(doing="gate", stage="fast", pairs=ratio.pairs, ratio=estimate)
+                if ratio.decided:
+                    return ratio
+        return sequential.last()
+
+    async def absolute(self) -> list[CheckResult]:
+        """Quantiles of what is there, with more of the candidate alone where that could decide a limit."""
+        samples = self.tried.samples
+        limits = self.run.limits.get("latency_ms", {})
+        beside = samples.get("incumbent_wall_ns", [])
+        while True:
+            mine = samples.get("candidate_wall_ns", [])
+            enough = len(mine) >= judge.ABSOLUTE_RUNS or self.time_is_up
+            if mine and enough:
+                rows = judge.latency(mine, limits, beside)
+                if self.time_is_up or not judge.undecided(rows) or len(mine) >= judge.ABSOLUTE_RUNS_MAX:
+                    return rows
+            await self.block(self.tried.worker, "candidate", self.runs)
+
+
+async def check(run: Run, tried: Tried) -> list[CheckResult]:
+    """Absolute limits, and the ratio to the incumbent where there is one and a limit."""
+    if run.manifest.golden is None:
+        return [not_applicable("latency", "no_golden"), not_applicable("latency_ratio", "no_golden")]
+    measure = Measure(run, tried, began=run.place.clock.monotonic())
+    await measure.warm_up(tried.worker, "candidate")
+    limit = run.limits.get("latency_ratio_max")
+    if run.incumbent is None or limit is None:
+        why = "no_limit" if run.incumbent is not None else "no_incumbent"
+        return [*await measure.absolute(), not_applicable("latency_ratio", why)]
+    await run.load_twin(tried)
+    await measure.warm_up(run.twin, "incumbent")
+    test = await measure.self_test(float(limit))
+    rows = [judge.self_test_result(test)]
+    if test.trouble:
+        return [*rows, *await measure.absolute()]
+    ratio = await measure.ratio(float(limit))
+    detail = {"void": measure.void, "warm_up_blocks": measure.warm_up_blocks, "block_runs": measure.runs}
+    return [*rows, *judge.ratio_result(ratio, float(limit), detail), *await measure.absolute()]

@@ -1,0 +1,116 @@
+"""One run of the gate: who is judged against whom, the way to their processes, and what was measured so far."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from interlock_agent.config import Unit
+from interlock_agent.core.gate import limits as limiting
+from interlock_agent.host import messages
+from interlock_agent.ports import Clock, Hardware, Host
+from interlock_shared.errors import Later, Refused
+from interlock_shared.manifest import Manifest, Variant
+
+Samples = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The incumbent: what the candidate is compared with. `folder`: its sealed folder."""
+
+    version: str
+    payload_sha256: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run happens: the unit, its settings, and the device around it."""
+
+    unit: str
+    generation: int
+    settings: Unit
+    listen: str
+    fingerprint: dict[str, Any]
+    host: Host
+    clock: Clock
+    hardware: Hardware
+    tell: Callable[..., None]  # progress for people
+
+
+@dataclass
+class Tried:
+    """One variant of the candidate, in its own worker."""
+
+    variant: Variant
+    folder: str = ""
+    worker: str = ""
+    loaded: dict[str, Any] = field(default_factory=dict)
+    samples: Samples = field(default_factory=dict)
+    peak_bytes: int = 0
+
+
+@dataclass
+class Run:
+    """What is judged. `prepare(variant)` seals the candidate's folder for a variant and gives its path."""
+
+    place: Place
+    manifest: Manifest
+    payload_sha256: str
+    prepare: Callable[[str], Awaitable[str]]
+    contract: dict[str, Any] | None
+    incumbent: Baseline | None
+    twin: str = ""
+    started: float = 0.0
+    before: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+
+    async def begin(self) -> None:
+        """Take down when it began, what the device was like, and which limits hold."""
+        self.started = self.place.clock.now()
+        self.before = await self.place.hardware.environment()
+        self.limits = limiting.effective_limits(self.manifest, self.place.settings.gate.limits())
+
+    async def request(self, order: Any) -> dict[str, Any]:
+        """An order to the host. What is the candidate's own fault is Refused; the host being away is Later, and so is
+        the incumbent's twin failing: that is not the candidate's fault."""
+        try:
+            return await self.place.host.request(order)
+        except Refused as error:
+            if self.twin and getattr(order, "worker", "") == self.twin:
+                raise Later(f"the incumbent's twin: {error.message}", code="twin_failed") from None
+            raise
+
+    async def load(self, folder: str, role: str, golden: str | None = None) -> dict[str, Any]:
+        """Start a worker on a sealed folder; `golden`: the folder whose golden data it is measured on."""
+        options = self.place.settings.options()
+        if golden is not None:
+            options["golden_folder"] = golden
+        return await self.request(messages.Load(self.place.unit, self.place.generation, folder, role, options))
+
+    async def load_twin(self, tried: Tried) -> None:
+        """The incumbent in a process of its own, on the candidate's golden data; once a run."""
+        if self.incumbent is None or self.twin:
+            return
+        try:
+            self.twin = str((await self.load(self.incumbent.folder, "twin", tried.folder))["worker"])
+        except Refused as error:  # the incumbent's trouble is not the candidate's fault
+            raise Later(f"the incumbent's twin: {error.message}", code="twin_failed") from None
+
+    async def retire(self, worker: str) -> None:
+        """End a worker; one that is gone is as good."""
+        if worker:
+            try:
+                await self.request(messages.Retire(worker, self.place.generation))
+            except (Later, Refused):
+                return
+
+    async def probe(self, worker: str, first: int, runs: int) -> dict[str, Any]:
+        """One block of single inferences: `messages.Samples`."""
+        return await self.request(messages.Probe(worker, self.place.generation, first, runs))
+
+    async def evaluate(self, worker: str) -> dict[str, Any]:
+        """One pass over the golden set: `messages.Evaluation`."""
+        return await self.request(messages.Evaluate(worker, self.place.generation))

@@ -1,0 +1,61 @@
+"""The verdict: the stages of a run as the document that is shown, kept, sent and signed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from interlock_agent.core.gate import checks as judge
+from interlock_agent.core.gate.limits import limits_digest
+from interlock_agent.core.times import rfc3339
+from interlock_agent.steps.gate.run import Run, Tried
+from interlock_shared import __version__, canonical
+from interlock_shared import manifest as manifests
+from interlock_shared.documents import Incumbent, StageResult, Verdict
+from interlock_shared.errors import Never
+
+Origin = Literal["rollout", "sideload", "dry-run"]
+
+
+def samples_document(tried: Tried) -> bytes:
+    """The raw samples, in nanoseconds, as they are kept beside the verdict."""
+    return canonical.encode({"schema": "interlock.samples/1", "samples": tried.samples})
+
+
+async def verdict(
+    run: Run, tried: Tried, stages: Sequence[StageResult], *, device: str, fingerprint_sha256: str, origin: Origin
+) -> Verdict:
+    """The document, unsigned."""
+    outcome, reason, message = judge.conclude(stages)
+    if outcome not in ("accept", "reject", "inconclusive"):
+        raise Never(f"no such outcome: {outcome}")
+    incumbent = None
+    if run.incumbent is not None:
+        payload = run.incumbent.payload_sha256
+        incumbent = Incumbent(version=run.incumbent.version, payload_sha256=payload, baseline="twin")
+    after: dict[str, Any] = await run.place.hardware.environment()
+    return Verdict(
+        device=device,
+        model=run.manifest.model,
+        version=run.manifest.version,
+        manifest_sha256=canonical.sha256(manifests.to_bytes(run.manifest)),
+        payload_sha256=run.payload_sha256,
+        variant=tried.variant.name,
+        generation=run.place.generation,
+        outcome=outcome,  # type: ignore[arg-type]  # held by the line above
+        reason=reason,
+        message=message,
+        started_at=rfc3339(run.started),
+        ended_at=rfc3339(run.place.clock.now()),
+        agent=__version__,
+        runtime=str(tried.loaded.get("runtime", "")),
+        fingerprint=run.place.fingerprint,
+        fingerprint_sha256=fingerprint_sha256,
+        limits=run.limits,
+        limits_sha256=limits_digest(run.limits),
+        incumbent=incumbent,
+        stages=tuple(stages),
+        environment={"before": run.before, "after": after},
+        samples_sha256=canonical.sha256(samples_document(tried)),
+        origin=origin,
+    )

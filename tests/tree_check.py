@@ -106,7 +106,7 @@ def rooms(tree: Tree) -> Iterator[str]:
                 module = tree.module_of(target)
                 if module.endswith(".__main__"):
                     yield f"{place}: nobody imports __main__ ({module})"
-                if source.where.endswith("__init__.py"):
+                if source.where.endswith("__init__.py") and not source.matches(rules.INIT_MAY_IMPORT):
                     yield f"{place}: an __init__ imports nothing of ours; it would drag its room along"
                 if not _may_enter(source, room, module):
                     yield f"{place}: {room} must not import {module}"

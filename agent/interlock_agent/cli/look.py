@@ -1,0 +1,75 @@
+"""`status` and `history`: what is, and what happened."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from interlock_agent.cli import output
+
+FACTS = ("offered", "confirmed", "running", "fallback", "address")
+
+
+def status(as_json: output.AsJson = False, config: output.ConfigPath = None) -> None:
+    """What is offered, installed, confirmed and running, for each model.
+
+    Example: interlock-agent status --json
+    """
+    document = output.ask(config, "status", as_json)
+    if as_json:
+        output.print_json(document)
+        return
+    link = document.get("link")
+    online = "no server" if link is None else "connected" if link["connected"] else f"offline ({link['trouble']})"
+    host = document["host"] or "away"
+    output.out.print(
+        f"[bold]{document['device']}[/]  agent {document['agent']}  host {host}  {escape(online)}", soft_wrap=True
+    )
+    rows = [
+        (name, _phase(unit), *(unit.get(key) or "–" for key in FACTS), escape(unit.get("reason") or ""))
+        for name, unit in sorted(document["units"].items())
+    ]
+    if rows:
+        output.show_table(("model", "phase", *FACTS, "why"), rows, optional=("why",))
+    else:
+        output.out.print("no model yet: roll one out, or `interlock-agent install FILE`")
+    for note in document["notes"]:
+        output.out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
+    for entry in document["quarantine"]:
+        text = f"{entry['version']} ({entry['payload_sha256'][:12]}…): {entry['reason']} at {entry['at']}"
+        output.out.print(f"[red]quarantine[/] {escape(text)}", soft_wrap=True)
+
+
+def _phase(unit: dict[str, Any]) -> str:
+    progress = unit.get("progress") or {}
+    if progress.get("of"):
+        return f"{unit['phase']} {100 * progress['done'] // progress['of']} %"
+    if progress.get("stage"):
+        return f"{unit['phase']} ({progress['stage']})"
+    return str(unit["phase"])
+
+
+def history(
+    model: Annotated[str | None, typer.Argument(help="One model; default: all.")] = None,
+    limit: Annotated[int, typer.Option(help="How many, newest first.", min=1, max=1000)] = 50,
+    as_json: output.AsJson = False,
+    config: output.ConfigPath = None,
+) -> None:
+    """Every transition of the state machine, newest first.
+
+    Example: interlock-agent history detector --limit 20
+    """
+    rows = output.ask(config, "history", as_json, unit=model, limit=limit)["history"]
+    if as_json:
+        output.print_json(rows)
+        return
+    if not rows:
+        output.out.print("nothing has happened yet")
+        return
+    cells = [
+        (row["at"][:19], row["unit"], str(row["generation"]), row["before"], row["event"], row["after"], row["reason"])
+        for row in rows
+    ]
+    output.show_table(("when", "model", "gen", "from", "event", "to", "why"), cells, optional=("why",))

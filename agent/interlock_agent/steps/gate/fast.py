@@ -1,6 +1,6 @@
 """Fast: the candidate's blocks beside the twin's, paired and in random order, until the judgement is made.
 
-A block is a few single inferences in one process; its medians of wall and of work enter a pair. The first thing that
+A block is a few single inferences in one process; its times on the wall and of work enter a pair. The first thing that
 is measured against the twin is the twin itself: a device that cannot tell two equal things apart is not asked more.
 """
 
@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 
 from interlock_agent.core.gate import fast as judge
 from interlock_agent.core.gate.checks import not_applicable
-from interlock_agent.core.statistics import median
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared.documents import CheckResult
 
 
 @dataclass(frozen=True)
 class Block:
-    """Medians of one block, in nanoseconds, and how many inferences it had."""
+    """Time of an inference in one block, in nanoseconds: the block's whole time, so that nothing that an inference
+    waited for is left out; what disturbs a block is left to the median over pairs."""
 
     wall: float
     work: float
-    runs: int
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Measure:
         self.tried.samples.setdefault(f"{name}_work_ns", []).extend(work)
         if worker == self.tried.worker:
             self.tried.peak_bytes = max(self.tried.peak_bytes, int(answer["memory_bytes"]))
-        return Block(median(wall), median(work), runs)
+        return Block(sum(wall) / len(wall), sum(work) / len(work))
 
     async def warm_up(self, worker: str, name: str) -> None:
         """Until it no longer gets faster; then the length of a block is known too."""

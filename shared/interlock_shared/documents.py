@@ -104,6 +104,21 @@ class Incumbent(Signed):
     baseline: Literal["twin", "recorded"]
 
 
+class Sketch(Signed):
+    """A distribution by its quantiles: `quantiles_ms[k]` is the k % quantile of wall time, the first of them the
+    fastest and the last the slowest of `samples` inferences."""
+
+    samples: int = Field(ge=1)
+    quantiles_ms: tuple[Finite, ...] = Field(min_length=101, max_length=101)
+
+
+class Distributions(Signed):
+    """Latencies as they were measured side by side; null where nothing was."""
+
+    candidate: Sketch | None = None
+    incumbent: Sketch | None = None
+
+
 class Verdict(Signed):
     """The gate's product: limits, figures, reasons. Signed by the device's key; raw samples lie beside it."""
 
@@ -128,6 +143,7 @@ class Verdict(Signed):
     limits_sha256: Sha256
     incumbent: Incumbent | None
     stages: tuple[StageResult, ...]
+    distributions: Distributions  # in short; the raw samples stay on the device
     environment: dict[str, Any]  # before and after: load, clocks, temperature where the device tells
     samples_sha256: Sha256 | None  # of samples.json, kept beside the verdict on the device
     origin: Literal["rollout", "sideload", "dry-run"] = "rollout"

@@ -11,7 +11,7 @@ import pytest
 
 from interlock_server.adapters.embedded_broker import EmbeddedBroker
 from interlock_shared import canonical, topics, trust
-from interlock_shared.documents import Verdict
+from interlock_shared.documents import Distributions, Verdict
 from tests.server.fleet_fixture import Device, Fleet, Json, opened, running
 
 
@@ -121,6 +121,7 @@ def verdict(device: Device, **more: Any) -> Verdict:
         limits_sha256="d" * 64,
         incumbent=None,
         stages=(),
+        distributions=Distributions(),
         environment={},
         samples_sha256=None,
         **more,

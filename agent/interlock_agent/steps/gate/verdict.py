@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from interlock_agent.core.gate import checks as judge
 from interlock_agent.core.gate.limits import limits_digest
+from interlock_agent.core.statistics import quantile
 from interlock_agent.core.times import rfc3339
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared import __version__, canonical
 from interlock_shared import manifest as manifests
-from interlock_shared.documents import Incumbent, StageResult, Verdict
+from interlock_shared.documents import Distributions, Incumbent, Sketch, StageResult, Verdict
 from interlock_shared.errors import Never
 
 Origin = Literal["rollout", "sideload", "dry-run"]
@@ -20,6 +21,22 @@ Origin = Literal["rollout", "sideload", "dry-run"]
 def samples_document(tried: Tried) -> bytes:
     """The raw samples, in nanoseconds, as they are kept beside the verdict."""
     return canonical.encode({"schema": "interlock.samples/1", "samples": tried.samples})
+
+
+def distributions(tried: Tried) -> Distributions:
+    """What was measured of both side by side, by quantiles: for a picture where the samples are not."""
+    return Distributions(
+        candidate=_sketch(tried.samples.get("candidate_wall_ns", [])),
+        incumbent=_sketch(tried.samples.get("incumbent_wall_ns", [])),
+    )
+
+
+def _sketch(wall_ns: Sequence[int]) -> Sketch | None:
+    if not wall_ns:
+        return None
+    ordered = sorted(ns / 1e6 for ns in wall_ns)
+    quantiles = tuple(round(quantile(ordered, percent / 100), 6) for percent in range(101))  # to the nanosecond
+    return Sketch(samples=len(ordered), quantiles_ms=quantiles)
 
 
 async def verdict(
@@ -55,6 +72,7 @@ async def verdict(
         limits_sha256=limits_digest(run.limits),
         incumbent=incumbent,
         stages=tuple(stages),
+        distributions=distributions(tried),
         environment={"before": run.before, "after": after},
         samples_sha256=canonical.sha256(samples_document(tried)),
         origin=origin,

@@ -23,6 +23,7 @@ FILE_NAME_MAX = 128  # a file's name inside a bundle
 TENSORS_MAX = 64  # inputs or outputs of a model
 RANK_MAX = 16  # axes of a tensor
 LABELS_MAX = 100_000  # classes of a model
+SLICES_MAX = 64  # groups of golden items: each is judged on its own, and a person reads the rows
 
 COMPRESS_WORTH = 0.95  # a segment travels compressed when that saves at least 5 %: below, the CPU is not worth it
 

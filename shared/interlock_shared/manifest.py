@@ -6,6 +6,7 @@ commands: a field that would run something is refused by its own error, before a
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 from interlock_shared import canonical
 from interlock_shared.base import FileName, Finite, Name, Sha256, Signed, Timestamp, Version, check_speakable, validate
 from interlock_shared.errors import Invalid
+from interlock_shared.gates import Gates, Golden, check_gates
 from interlock_shared.limits import (
     FILE_MAX_BYTES,
     FILES_MAX,
@@ -32,6 +34,8 @@ Dtype = (
 )
 """Open Inference Protocol names."""
 
+DEFAULT_ELEMENTS_MAX = 65_536  # of an input that applications need not send; filled anew for each request
+
 COMMAND_KEYS = frozenset({"exec", "command", "cmd", "hook", "hooks", "http", "systemd", "script", "run", "shell"})
 
 
@@ -42,20 +46,49 @@ class Tensor(Signed):
     dtype: Dtype
     shape: tuple[int, ...] = Field(max_length=RANK_MAX)
     non_finite: Literal["refused", "allowed"] = "refused"  # NaN and Inf in answers; outputs only
+    # Inputs only: what every element is where an application does not send it. A first axis of -1 is then the batch.
+    default: bool | int | Finite | None = None
 
     @model_validator(mode="after")
     def _axes(self) -> Tensor:
         if any(axis < -1 for axis in self.shape):
             raise ValueError("an axis is -1 (dynamic) or not negative")
+        if self.default is not None:
+            _check_default(self.default, self.dtype, self.shape)
         return self
 
 
+def _check_default(default: bool | float, dtype: str, shape: tuple[int, ...]) -> None:
+    """A default is of the tensor's type and of a size that a worker may fill. Raises ValueError."""
+    kind = bool if dtype == "BOOL" else int if "INT" in dtype else float
+    fits = type(default) is kind or (kind is float and type(default) is int)
+    if not fits or dtype in {"BYTES", "BF16"}:
+        raise ValueError(f"a default of {dtype} is not {default!r}")
+    if kind is int:
+        bits, signed = int(dtype.lstrip("UINT")), dtype.startswith("INT")
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
+        if not low <= default < high:
+            raise ValueError(f"{default} is no {dtype}")
+    if any(axis < 0 for axis in shape[1:]):
+        raise ValueError("with a default, only the first axis may be dynamic")
+    if math.prod(shape[1:]) * max(1, *shape[:1]) > DEFAULT_ELEMENTS_MAX:
+        raise ValueError(f"a default of more than {DEFAULT_ELEMENTS_MAX} elements")
+
+
 class Signature(Signed):
-    """What applications see: inputs, outputs, and the labels an output's last axis stands for."""
+    """What applications see: inputs, outputs, and the labels an output's last axis stands for.
+
+    The names are the model's own. One in `renamed` is served under the name on the right: the one that applications
+    know from earlier releases. `added` names outputs, and `labels_appended` says that there are labels at the end of
+    the map, that no earlier release had: so that nothing new reaches an application unannounced.
+    """
 
     inputs: tuple[Tensor, ...] = Field(min_length=1, max_length=TENSORS_MAX)
     outputs: tuple[Tensor, ...] = Field(min_length=1, max_length=TENSORS_MAX)
     labels: tuple[str, ...] | None = Field(default=None, max_length=LABELS_MAX)
+    renamed: dict[str, Annotated[str, Field(min_length=1, max_length=256)]] = Field(default_factory=dict)
+    added: tuple[str, ...] = Field(default=(), max_length=TENSORS_MAX)
+    labels_appended: bool = False
 
     @model_validator(mode="after")
     def _unique(self) -> Signature:
@@ -63,7 +96,29 @@ class Signature(Signed):
             names = [tensor.name for tensor in side]
             if len(set(names)) != len(names):
                 raise ValueError("a tensor's name occurs twice")
+            served = [self.renamed.get(name, name) for name in names]
+            if len(set(served)) != len(served):
+                raise ValueError("renamed: two tensors would have one name")
+        outputs = {tensor.name for tensor in self.outputs}
+        unknown = (set(self.renamed) - outputs - {tensor.name for tensor in self.inputs}) | (set(self.added) - outputs)
+        if unknown:
+            raise ValueError(f"renamed, added: no such tensor: {', '.join(sorted(unknown))}")
+        if any(tensor.default is not None for tensor in self.outputs):
+            raise ValueError("a default is for inputs")
+        if all(tensor.default is not None for tensor in self.inputs):
+            raise ValueError("at least one input is without a default")
         return self
+
+    def declared(self) -> dict[str, Any]:
+        """What is said beyond the tensors themselves; empty when nothing is. A release that was refused for want of it
+        is another one with it."""
+        said = {
+            "signature.renamed": self.renamed,
+            "signature.added": list(self.added),
+            "signature.labels": self.labels_appended,
+            "signature.defaults": {t.name: t.default for t in self.inputs if t.default is not None},
+        }
+        return {name: value for name, value in said.items() if value}
 
 
 class Requirement(Signed):
@@ -82,6 +137,8 @@ class Variant(Signed):
     file: FileName
     reference: bool = False
     requires: tuple[Requirement, ...] = ()
+    compiled_context: bool = False  # the file holds compiled contexts (EPContext nodes): native code, run when opened
+    custom_ops: tuple[str, ...] = Field(default=(), max_length=16)  # domains of operators that no runtime has by itself
 
 
 class SegmentRef(Signed):
@@ -104,40 +161,6 @@ class File(Signed):
         if sum(segment.size for segment in self.segments) != self.size:
             raise ValueError("the segments do not add up to the file's size")
         return self
-
-
-class Golden(Signed):
-    """Golden data in one `.npz`: arrays with the item axis first. Inputs, and expected outputs and/or labels."""
-
-    file: FileName
-    inputs: dict[str, str] = Field(min_length=1)  # input name -> array name
-    expected: dict[str, str] = Field(default_factory=dict)  # output name -> array name
-    labels: str | None = None  # array of class indices
-    label_output: str | None = None  # output whose argmax over the last axis is compared with the label
-    rtol: Finite = Field(default=1e-3, ge=0)
-    atol: Finite = Field(default=1e-4, ge=0)
-    batch: int = Field(default=32, ge=1, le=4096)
-
-    @model_validator(mode="after")
-    def _labels_pair(self) -> Golden:
-        if (self.labels is None) != (self.label_output is None):
-            raise ValueError("labels and label_output go together")
-        return self
-
-
-Quantile = Annotated[str, Field(pattern=r"^p[1-9][0-9]?(\.[0-9]{1,2})?$")]
-"""`p95`: the 0.95 quantile."""
-Limit = Annotated[Finite, Field(gt=0)]
-
-
-class Gates(Signed):
-    """The publisher's limits. What is silent takes the default; the device's owner may only make them stricter."""
-
-    accuracy_min: Finite | None = Field(default=None, ge=0, le=1)
-    accuracy_drop_max: Finite = Field(default=0.01, ge=0, le=1)  # against the incumbent, on the same items
-    latency_ms: dict[Quantile, Limit] = Field(default_factory=dict)  # of wall time, e.g. p95
-    latency_ratio_max: Finite = Field(default=1.25, gt=0)  # median of paired ratios to the incumbent
-    memory_max_bytes: int | None = Field(default=None, gt=0)  # peak of the worker
 
 
 class Check(Signed):
@@ -207,15 +230,20 @@ class Manifest(Signed):
 
     def _golden_fits(self, names: list[str]) -> None:
         if self.golden is None:
+            if isinstance(self.gates, Gates) and self.gates.slices:
+                raise ValueError("gates: slices are groups of golden items, and there are none")
             return
         if self.golden.file not in names:
             raise ValueError(f"golden: file {self.golden.file} is not in the bundle")
         if set(self.golden.inputs) != {tensor.name for tensor in self.signature.inputs}:
             raise ValueError("golden: inputs are not those of the signature")
         outputs = {tensor.name for tensor in self.signature.outputs}
-        named = set(self.golden.expected) | ({self.golden.label_output} if self.golden.label_output else set())
+        named = {*self.golden.expected, *self.golden.parity}
+        named |= {self.golden.label_output} if self.golden.label_output else set()
         if not named <= outputs:
             raise ValueError(f"golden: no such output: {', '.join(sorted(named - outputs))}")
+        if isinstance(self.gates, Gates):
+            check_gates(self.gates, self.golden)
 
     @property
     def release(self) -> str:
@@ -244,18 +272,20 @@ class Manifest(Signed):
         return {segment.sha256: segment for file in self.files for segment in file.segments}
 
     def payload_sha256(self) -> str:
-        """Digest of what runs: variants and the content of their files. A new version number does not change it,
-        nor do other golden data, gates or provenance.
+        """Digest of what runs: variants, the content of their files, and what is declared of both. A new version number
+        does not change it, nor do other golden data, gates or provenance.
         """
         served = sorted({variant.file for variant in self.variants})
-        return canonical.sha256(
-            canonical.encode(
-                {
-                    "files": [[name, [[s.sha256, s.size] for s in self.file(name).segments]] for name in served],
-                    "variants": [[v.name, v.runtime, v.file] for v in self.variants],
-                }
-            )
-        )
+        declared = self.signature.declared() | {
+            variant.name: [variant.compiled_context, *variant.custom_ops]
+            for variant in self.variants
+            if variant.compiled_context or variant.custom_ops
+        }
+        document: dict[str, Any] = {
+            "files": [[name, [[s.sha256, s.size] for s in self.file(name).segments]] for name in served],
+            "variants": [[v.name, v.runtime, v.file] for v in self.variants],
+        }
+        return canonical.sha256(canonical.encode(document | ({"declared": declared} if declared else {})))
 
 
 def _find_command(document: Any, path: str = "") -> str | None:
@@ -263,8 +293,9 @@ def _find_command(document: Any, path: str = "") -> str | None:
     if isinstance(document, dict):
         for key, value in document.items():
             here = f"{path}.{key}" if path else key
-            # Names of tensors are keys in `golden`: data, whatever they are called.
-            if key.lower() in COMMAND_KEYS and not path.startswith("golden.") and path != "golden":
+            # Names of tensors are keys in `golden`, those of slices in `gates.slices`: data, whatever they are called.
+            named = path in ("golden", "gates.slices") or path.startswith("golden.")
+            if key.lower() in COMMAND_KEYS and not named:
                 return here
             found = _find_command(value, here)
             if found:

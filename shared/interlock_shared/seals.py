@@ -29,8 +29,11 @@ def seal(manifest: Manifest, manifest_sha256: str, variant: str, generation: int
             "runtime": chosen.runtime,
             "file": chosen.file,
             "inputs": [t.model_dump(mode="json", exclude={"non_finite"}) for t in manifest.signature.inputs],
-            "outputs": [t.model_dump(mode="json") for t in manifest.signature.outputs],
+            "outputs": [t.model_dump(mode="json", exclude={"default"}) for t in manifest.signature.outputs],
             "labels": list(manifest.signature.labels) if manifest.signature.labels is not None else None,
+            "renamed": manifest.signature.renamed,
+            "compiled_context": chosen.compiled_context,
+            "custom_ops": list(chosen.custom_ops),
         },
         "golden": None if golden is None else golden.model_dump(mode="json"),
         "files": [

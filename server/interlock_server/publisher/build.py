@@ -108,7 +108,9 @@ def _look(source: Source, index: int) -> onnx_file.OnnxFile:
     """One variant's model; its complaints get the line of the variant. Raises Invalid, Incompatible."""
     variant, path = source.recipe.variants[index], ("variants", index, "file")
     try:
-        model = onnx_file.read(source.folder / variant.file)
+        model = onnx_file.read(
+            source.folder / variant.file, compiled_context=variant.compiled_context, custom_ops=variant.custom_ops
+        )
     except InterlockError as bad:
         line = toml_lines.line_of(source.lines, path)
         where = {"line": line, "field": f"variants.{index}.file"}
@@ -142,10 +144,12 @@ def _signature(source: Source) -> Signature:
         for name in getattr(recipe.signature, side):
             if name not in {tensor.name for tensor in known}:
                 source.refuse(("signature", side, name), f"the model has no such tensor among its {side}")
+    said = {name: getattr(recipe.signature, name) for name in ("renamed", "added", "labels_appended")}
     try:
-        return Signature(inputs=tuple(inputs), outputs=tuple(outputs), labels=_labels(source, outputs))
+        return Signature(inputs=tuple(inputs), outputs=tuple(outputs), labels=_labels(source, outputs), **said)
     except ValidationError as bad:
-        source.refuse(("variants", reference, "file"), f"its signature: {bad.errors()[0]['msg']}")
+        path = ("signature",) if any(said.values()) else ("variants", reference, "file")
+        source.refuse(path, f"its signature: {bad.errors()[0]['msg']}")
 
 
 def _tensor(source: Source, side: str, found: onnx_file.TensorInfo) -> Tensor:
@@ -162,7 +166,16 @@ def _tensor(source: Source, side: str, found: onnx_file.TensorInfo) -> Tensor:
         shape = override.shape
     if shape is None:
         source.refuse(path, f"the model does not say the shape of {found.name}: give it here, as shape = [-1, 3]")
-    return Tensor(name=found.name, dtype=_dtype(found.dtype), shape=shape, non_finite=override.non_finite or "refused")
+    try:
+        return Tensor(
+            name=found.name,
+            dtype=_dtype(found.dtype),
+            shape=shape,
+            non_finite=override.non_finite or "refused",
+            default=override.default,
+        )
+    except ValidationError as bad:
+        source.refuse((*path, "default"), str(bad.errors()[0]["msg"]))
 
 
 def _dtype(name: str) -> Any:

@@ -19,8 +19,9 @@ from pydantic import Field
 from interlock_server.publisher import toml_lines
 from interlock_shared.base import FileName, Finite, Name, Signed, Timestamp, Version, validate
 from interlock_shared.errors import Invalid, NotFound
+from interlock_shared.gates import Gates, Golden
 from interlock_shared.limits import FILES_MAX, MIB, RANK_MAX
-from interlock_shared.manifest import COMMAND_KEYS, Gates, Golden, Health, Provenance, Requirement
+from interlock_shared.manifest import COMMAND_KEYS, Health, Provenance, Requirement
 
 FILE_NAME = "bundle.toml"
 BUNDLE_TOML_MAX_BYTES = 1 * MIB  # a person writes it
@@ -31,6 +32,7 @@ class TensorOverride(Signed):
 
     non_finite: Literal["refused", "allowed"] | None = None
     shape: tuple[int, ...] | None = Field(default=None, max_length=RANK_MAX)
+    default: bool | int | Finite | None = None
 
 
 class SignatureOverride(Signed):
@@ -39,6 +41,9 @@ class SignatureOverride(Signed):
     labels: FileName | None = None
     inputs: dict[str, TensorOverride] = Field(default_factory=dict)
     outputs: dict[str, TensorOverride] = Field(default_factory=dict)
+    renamed: dict[str, str] = Field(default_factory=dict)
+    added: tuple[str, ...] = ()
+    labels_appended: bool = False
 
 
 class VariantEntry(Signed):
@@ -49,6 +54,8 @@ class VariantEntry(Signed):
     runtime: Literal["onnxruntime"] = "onnxruntime"
     reference: bool | None = None
     requires: tuple[Requirement, ...] = ()
+    compiled_context: bool = False
+    custom_ops: tuple[str, ...] = ()
 
 
 class GoldenEntry(Signed):
@@ -148,7 +155,7 @@ def _plain(value: Any, path: toml_lines.Path, lines: dict[toml_lines.Path, int])
     """The value as JSON could hold it; commands, NaN and dates without a zone are refused here."""
     if isinstance(value, dict):
         inside_golden = path[:1] == ("golden",) and len(path) > 1  # names of tensors are keys there
-        inside_signature = path in {("signature", "inputs"), ("signature", "outputs")}
+        inside_signature = path in {("signature", side) for side in ("inputs", "outputs", "renamed")}
         for key in value:
             if key.lower() in COMMAND_KEYS and not inside_golden and not inside_signature:
                 raise _complaint(lines, (*path, key), "a bundle brings data, never commands", "command_in_manifest")

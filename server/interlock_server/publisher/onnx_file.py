@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -134,8 +134,9 @@ def graph_bytes(path: Path) -> bytes:
             return _without_weights(data, 0, len(data), _MODEL)
 
 
-def read(path: Path) -> OnnxFile:
-    """Look at a model. Raises Invalid (`not_onnx`), Incompatible (`compiled_context`, `custom_operator`, …)."""
+def read(path: Path, *, compiled_context: bool = False, custom_ops: Collection[str] = ()) -> OnnxFile:
+    """Look at a model; what is declared of it is not refused. Raises Invalid (`not_onnx`), Incompatible
+    (`compiled_context`, `custom_operator`, …)."""
     import onnx  # here: the help of a command must not wait for it
 
     try:
@@ -147,9 +148,9 @@ def read(path: Path) -> OnnxFile:
     if not model.graph.output:
         raise Invalid(f"{path.name}: not an ONNX model: it has no outputs", code="not_onnx", field=path.name)
     external: list[str] = []
-    own = {function.domain for function in model.functions}
+    own = {function.domain for function in model.functions} | set(custom_ops)
     for part in (model.graph, *model.functions):
-        _check_nodes(path.name, part, own, external)
+        _check_nodes(path.name, part, own, external, compiled_context)
     weights = {tensor.name for tensor in model.graph.initializer}
     weights |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
@@ -182,13 +183,13 @@ def _tensor(file: str, value: Any) -> TensorInfo:
     return TensorInfo(value.name, DTYPES[name], shape)
 
 
-def _check_nodes(file: str, graph: Any, own: set[str], external: list[str]) -> None:
+def _check_nodes(file: str, graph: Any, own: set[str], external: list[str], compiled: bool) -> None:
     """Every node of a graph or function and below; names of external data go to `external`."""
     tensors = [*getattr(graph, "initializer", ())]
     for one in getattr(graph, "sparse_initializer", ()):
         tensors += [one.values, one.indices]
     for node in graph.node:
-        if node.op_type == "EPContext":
+        if node.op_type == "EPContext" and not compiled:
             raise Incompatible(
                 f"{file}: node {node.name or node.op_type!r} is a compiled context (EPContext): engines are made on "
                 "the device, bundle the original model",
@@ -203,7 +204,7 @@ def _check_nodes(file: str, graph: Any, own: set[str], external: list[str]) -> N
         for attribute in node.attribute:
             tensors += [attribute.t, *attribute.tensors, attribute.sparse_tensor.values]
             for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                _check_nodes(file, inner, own, external)
+                _check_nodes(file, inner, own, external, compiled)
     for tensor in tensors:
         if tensor.data_location == tensor.EXTERNAL:
             external += [entry.value for entry in tensor.external_data if entry.key == "location"] or [""]

@@ -14,7 +14,11 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     facts = {**place.fingerprint, "memory_free_bytes": place.hardware.free_memory()}
     checks = [not_applicable("contract", "first_install")]
     if run.contract is not None:
-        checks = [simple("contract", contracts.breaks(run.contract, run.manifest.signature), "contract_broken")]
+        found = simple("contract", contracts.breaks(run.contract, run.manifest.signature), "contract_broken")
+        if found.outcome == "fail":  # `contract accept` takes it from the verdict: the candidate may be gone by then
+            offered = contracts.contract_of(run.manifest.signature)
+            found = found.model_copy(update={"detail": {**found.detail, "offered": offered}})
+        checks = [found]
     checks.append(simple("requirements", contracts.unmet(tried.variant.requires, facts), "requirement_unmet"))
     refused = run.manifest.gates == "none" and not place.settings.gate.allow_none
     problems = ["the manifest switches its gates off"] if refused else []

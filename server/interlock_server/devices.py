@@ -187,6 +187,7 @@ class Devices:
             found = await rows.list("verdicts", order="id", newest=True, limit=limit, device=device)
         return [
             {
+                "id": one["id"],
                 "received_at": one["received_at"],
                 "verdict": one["document"],
                 "verified": one["verified"],
@@ -194,6 +195,15 @@ class Devices:
             }
             for one in found
         ]
+
+    async def verdict(self, device: str, number: int) -> Row:
+        """One verdict document that the device has signed. Raises NotFound (`no_device`, `no_verdict`)."""
+        async with self._store.reading() as rows:
+            await self._known(rows, device)
+            found = await rows.find("verdicts", id=number, device=device)
+        if found is None or found["document"] is None:
+            raise NotFound(f"{device} has no readable verdict {number}", code="no_verdict")
+        return dict(found["document"])
 
 
 SHOWN = ("id", "rollout", "unit", "version", "manifest_sha256", "state", "reason", "updated_at")

@@ -60,6 +60,8 @@ REFUSED: list[tuple[str, str, Any, int, str]] = [
     ("GET", "/v1/devices/nobody", None, 404, "no_device"),
     ("GET", "/v1/devices/nobody/history", None, 404, "no_device"),
     ("GET", "/v1/devices/nobody/verdicts", None, 404, "no_device"),
+    ("GET", "/v1/devices/nobody/verdicts/1.svg", None, 404, "no_device"),
+    ("GET", "/v1/devices/nobody/verdicts/..%2F1.svg", None, 404, "no_verdict"),
     ("GET", "/v1/devices/x/history?limit=0", None, 400, "invalid"),
     ("GET", "/v1/events?limit=99999", None, 400, "invalid"),
     ("GET", "/v1/events?before=-1", None, 400, "invalid"),

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from interlock_server.adapters.embedded_broker import EmbeddedBroker
-from interlock_shared import canonical, topics, trust
-from interlock_shared.documents import Distributions, Verdict
+from interlock_shared import canonical, plot, topics, trust
+from interlock_shared.documents import Distributions, Sketch, Verdict
 from tests.server.fleet_fixture import Device, Fleet, Json, opened, running
 
 
@@ -100,6 +101,7 @@ async def test_hostile_messages_are_counted_and_logged_once(fleet: Fleet, caplog
 
 
 def verdict(device: Device, **more: Any) -> Verdict:
+    facts: dict[str, Any] = {"distributions": Distributions()} | more
     return Verdict(
         device=device.id,
         model="detector",
@@ -121,10 +123,9 @@ def verdict(device: Device, **more: Any) -> Verdict:
         limits_sha256="d" * 64,
         incumbent=None,
         stages=(),
-        distributions=Distributions(),
         environment={},
         samples_sha256=None,
-        **more,
+        **facts,
     )
 
 
@@ -146,6 +147,29 @@ async def test_verdicts_are_checked_with_the_devices_key(fleet: Fleet) -> None:
     found = (await fleet.admin.get(f"/v1/devices/{device.id}/verdicts"))["verdicts"]
     assert [one["verified"] for one in found] == [False, False, False, True, True]
     assert found[-1]["verdict"]["outcome"] == "accept"
+
+
+async def test_a_verdict_can_be_looked_at_as_a_picture(fleet: Fleet) -> None:
+    device, neighbour = await fleet.enrol("edge-1"), await fleet.enrol("edge-2")
+    measured = Sketch(samples=200, quantiles_ms=tuple(5 + k / 10 for k in range(101)))
+    told = verdict(device, distributions=Distributions(candidate=measured))
+    async with device.online() as link:
+        for signer in (device.key, neighbour.key):
+            envelope = trust.seal(told, trust.VERDICT_TYPE, signer).decode()
+            await link.send("event", device.event("verdict", data={"envelope": envelope}))
+        await link.acked(2)
+    forged, good = (await fleet.admin.get(f"/v1/devices/{device.id}/verdicts"))["verdicts"]
+    route = f"/v1/devices/{device.id}/verdicts"
+    headers = {"Authorization": f"Bearer {fleet.token}"}
+    async with fleet.admin.session.get(f"{fleet.admin.url}{route}/{good['id']}.svg", headers=headers) as response:
+        assert (response.status, response.content_type) == (200, "image/svg+xml")
+        assert "script" not in response.headers["Content-Security-Policy"]
+        text = await response.text()
+    assert text == plot.svg(good["verdict"])
+    assert "detector 1.0.0 (fp32): accept" in ET.fromstring(text)[0].itertext()
+    for device_id, number in ((device.id, forged["id"]), (neighbour.id, good["id"]), (device.id, 10**9)):
+        status, document = await fleet.admin.ask("GET", f"/v1/devices/{device_id}/verdicts/{number}.svg")
+        assert (status, document["code"]) == (404, "no_verdict")
 
 
 async def test_presence_and_reports_are_shown(fleet: Fleet) -> None:

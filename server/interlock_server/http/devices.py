@@ -16,7 +16,8 @@ from interlock_server.http.request import (
     server_url,
     services,
 )
-from interlock_shared.errors import Conflict, Forbidden
+from interlock_shared import plot
+from interlock_shared.errors import Conflict, Forbidden, NotFound
 from interlock_shared.limits import DOCUMENT_MAX_BYTES
 
 
@@ -69,6 +70,17 @@ async def history(request: web.Request) -> web.Response:
 async def verdicts(request: web.Request) -> web.Response:
     """A device's verdicts, newest first"""
     return answer({"verdicts": await services(request).devices.verdicts(request.match_info["id"], limit(request))})
+
+
+async def verdict_plot(request: web.Request) -> web.Response:
+    """The latencies of a verdict as a picture; `number` is its `id`"""
+    number = request.match_info["number"]
+    if not number.isascii() or not number.isdigit() or len(number) > 15:
+        raise NotFound(f"there is no verdict {number[:40]!r}", code="no_verdict")
+    document = await services(request).devices.verdict(request.match_info["id"], int(number))
+    # A picture that is opened by itself must not be more than a picture.
+    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    return web.Response(text=plot.svg(document), content_type="image/svg+xml", charset="utf-8", headers=headers)
 
 
 async def desired(request: web.Request) -> web.Response:

@@ -11,7 +11,8 @@ import typer
 
 from interlock_server.publisher.cli import output
 from interlock_server.publisher.client import Api, path
-from interlock_shared import topics
+from interlock_shared import plot, topics
+from interlock_shared.errors import NotFound
 
 app = output.group("Devices of the fleet.")
 
@@ -159,20 +160,30 @@ def _short(value: Any) -> Any:
 def verdict(
     device: Device,
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Of this model alone.")] = None,
+    svg: Annotated[
+        str | None, typer.Option("--svg", metavar="FILE", help="Draw its latencies into this file; - is a pipe.")
+    ] = None,
     server: output.Server = None,
     token: output.Token = None,
     as_json: output.Json = False,
 ) -> None:
     """The newest verdict of a device's gate, with its figures.
 
-    Example: interlock device verdict press-7 detector
+    Example: interlock device verdict press-7 detector --svg verdict.svg
     """
     document = output.fetch(server, token, path(topics.DEVICE_VERDICTS, id=device))
-    found = [one for one in document["verdicts"] if model is None or one["verdict"].get("model") == model]
+    found = [one for one in document["verdicts"] if model in (None, (one["verdict"] or {}).get("model"))]
+    readable = [one for one in found if one["verdict"]]  # what the device has not signed is kept, and not read
+    if svg is not None:
+        if not readable:
+            raise NotFound("no gate has spoken there yet", code="no_verdict")
+        output.write(svg, plot.svg(readable[0]["verdict"]))
+    if svg == "-":
+        return
     if as_json:
         output.show_json({"verdicts": found})
-    elif found:
-        _verdict(found[0])
+    elif readable:
+        _verdict(readable[0])
     else:
         output.say("no gate has spoken there yet")
 

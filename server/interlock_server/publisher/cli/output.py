@@ -60,6 +60,17 @@ def clean(text: str) -> str:
     return "".join(one if one.isprintable() or one in "\n\t" else "�" for one in text)
 
 
+def write(target: str, text: str) -> None:
+    """Text into a file, or to standard output for `-`. Raises Invalid."""
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as bad:
+        raise Invalid(f"{target}: {bad.strerror}", field="--svg", code="io") from None
+
+
 def show_json(document: Any) -> None:
     """A document for programs."""
     sys.stdout.write(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

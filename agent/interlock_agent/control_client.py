@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -63,8 +64,9 @@ def ask(
             except ValueError as none_in_common:
                 raise Invalid(str(none_in_common), code="protocol") from None
             frame = messages.encode({"op": op, **fields})
-            sent = socket.send_fds(sock, [frame], [descriptor]) if descriptor >= 0 else sock.send(frame)
-            sock.sendall(frame[sent:])
+            with contextlib.suppress(BrokenPipeError):  # it closed on us: why, it has said before
+                sent = socket.send_fds(sock, [frame], [descriptor]) if descriptor >= 0 else sock.send(frame)
+                sock.sendall(frame[sent:])
             while True:
                 answer = _read(sock)
                 if "progress" in answer:

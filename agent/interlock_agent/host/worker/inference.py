@@ -23,7 +23,8 @@ MAX_ID_BYTES = 1024
 
 
 class Backend(Protocol):
-    """What runs a model. Shapes have -1 for a dynamic axis; dtypes are the protocol's names."""
+    """What runs a model. Shapes have -1 for a dynamic axis; dtypes are the protocol's names; an input that is
+    `optional` has a default."""
 
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
@@ -129,7 +130,7 @@ def _inputs(model: Model, document: dict[str, Any], binary: memoryview) -> dict[
         size = _parameters(tensor, f"input {name!r}").get("binary_data_size")
         feeds[name], used = _input(tensor, expected[name], size, binary[offset:])
         offset += used
-    missing = [name for name in expected if name not in feeds]
+    missing = [name for name, entry in expected.items() if name not in feeds and not entry.get("optional")]
     if missing:
         raise BadRequest(400, "missing_input", f"missing: {', '.join(missing)}")
     if offset != len(binary):

@@ -48,6 +48,7 @@ class Session:
         settings.log_severity_level = 3
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        settings.add_session_config_entry("session.load_model_format", "ONNX")  # what was scanned is what is opened
         providers = asked
         if asked[0] != CPU:
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from interlock_agent.core.gate.limits import OwnerLimits
 from interlock_shared.base import Name, describe
 from interlock_shared.errors import Invalid
+from interlock_shared.gates import Limit, Quantile
 from interlock_shared.limits import DRAIN_MAX_S, LEASE_S, POLL_S
-from interlock_shared.manifest import Limit, Quantile
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +42,11 @@ class UnitGate(_Section):
 
     accuracy_min: float | None = Field(default=None, ge=0, le=1)
     accuracy_drop_max: float | None = Field(default=None, ge=0, le=1)
+    error_max: float | None = Field(default=None, ge=0)
+    error_rise_max: float | None = Field(default=None, ge=0)
+    slice_drop_max: float | None = Field(default=None, ge=0, le=1)  # of each slice of the golden data
+    slice_rise_max: float | None = Field(default=None, ge=0)
+    metrics: tuple[str, ...] = ()  # plug-in metrics that a bundle may name; they run in the worker's Python
     latency_ms: dict[Quantile, Limit] = Field(default_factory=dict)
     latency_ratio_max: float | None = Field(default=None, gt=0)
     memory_max_bytes: int | None = Field(default=None, gt=0)
@@ -55,6 +60,11 @@ class UnitGate(_Section):
         return OwnerLimits(
             accuracy_min=self.accuracy_min,
             accuracy_drop_max=self.accuracy_drop_max,
+            error_max=self.error_max,
+            error_rise_max=self.error_rise_max,
+            slice_drop_max=self.slice_drop_max,
+            slice_rise_max=self.slice_rise_max,
+            metrics=self.metrics,
             latency_ms=self.latency_ms,
             latency_ratio_max=self.latency_ratio_max,
             memory_max_bytes=self.memory_max_bytes,
@@ -91,6 +101,7 @@ class Unit(_Section):
             "worker_python": self.worker_python,
             "memory_limit_bytes": self.memory_limit_bytes,
             "load_timeout_s": self.load_timeout_s,
+            "metrics": list(self.gate.metrics),
         }
 
 

@@ -90,7 +90,8 @@ class ScriptedHost:
     def _evaluate(self, order: Any, role: str) -> dict[str, Any]:
         del order
         outputs = [{"name": "y", "compared": True, "outside": self.outside, "max_abs": 0.0, "max_rel": 0.0}]
-        return {"items": 50, "outputs": outputs, "hits": self.hits[role], "memory_bytes": self.peak}
+        score = {"metric": "top1", "better": "higher", "kind": "hits", "rows": self.hits[role]}
+        return {"items": 50, "outputs": outputs, "score": score, "memory_bytes": self.peak}
 
     def _probe(self, order: Any, role: str) -> dict[str, Any]:
         ns = 1_000_000

@@ -94,7 +94,8 @@ class FakeWorkers:
             self.running.pop(worker, None)
             raise WorkerError("worker_died", "killed by signal 11")
         output = {"name": "y", "compared": True, "max_abs": 0.0, "max_rel": 0.0, "outside": conduct.outside}
-        return Evaluation(10, [{**output, "non_finite": 0}], "1111111110", 0.05, 1000)
+        score = {"metric": "top1", "better": "higher", "kind": "hits", "rows": "1111111110"}
+        return Evaluation(10, [{**output, "non_finite": 0}], score, 0.05, 1000)
 
     async def end(self, worker: str) -> None:
         """It is gone."""

@@ -71,7 +71,7 @@ class World:
         return Samples([1] * runs, [1] * runs, 0)
 
     async def evaluate(self, worker: str, timeout_s: float) -> Evaluation:
-        return Evaluation(0, [], "", 0.0, 0)
+        return Evaluation(0, [], {}, 0.0, 0)
 
     async def end(self, worker: str) -> None:
         self.ended.add(worker)

@@ -342,7 +342,7 @@ async def test_a_worker_on_another_python(short_path: Path, foreign_python: Call
         loaded = await rig.load(1, options={"worker_python": str(python)})
         executable = await asyncio.to_thread(Path(f"/proc/{loaded['pid']}/cmdline").read_bytes)
         assert executable.startswith(str(python).encode())
-        assert (await rig.agent.order(messages.Evaluate(loaded["worker"], 1)))["hits"] == "1" * 40
+        assert (await rig.agent.order(messages.Evaluate(loaded["worker"], 1)))["score"]["rows"] == "1" * 40
         assert sys.executable.encode() not in executable
 
 

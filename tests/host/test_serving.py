@@ -175,7 +175,7 @@ async def test_measuring(rig: Rig) -> None:
     evaluation = await rig.agent.order(messages.Evaluate(loaded["worker"], 2))
     (output,) = evaluation["outputs"]
     assert evaluation["items"] == 40
-    assert evaluation["hits"] == "1" * 40  # twice as large, and so as right
+    assert evaluation["score"]["rows"] == "1" * 40  # twice as large, and so as right
     assert output["outside"] > 100  # but not what the folder named by `golden_folder` expects
     assert output["max_rel"] == pytest.approx(1.0)
     without = await rig.load(3, with_golden=False)

@@ -39,7 +39,8 @@ class Load:
     descriptor, so that the folder may be renamed (incoming -> slot) while the worker lives.
     `options`: `providers` (ordered list of ONNX Runtime providers), `threads` (int), `worker_python` (str),
     `memory_limit_bytes` (int, 0 = none), `load_timeout_s` (float), `golden_folder` (str, optional: another sealed
-    folder whose golden data this worker is judged on, so that a twin is measured on the candidate's items).
+    folder whose golden data this worker is judged on, so that a twin is measured on the candidate's items),
+    `metrics` (list of str: plug-in metrics that the owner allows).
     """
 
     unit: str
@@ -63,7 +64,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Run the whole golden set in batches. Answer: `Evaluation`."""
+    """Run the whole golden set in batches, and its first items once more. Answer: `Evaluation`."""
 
     worker: str
     generation: int
@@ -182,15 +183,21 @@ class Samples:
 class Evaluation:
     """Figures of one pass over the golden set.
 
-    `outputs`: per output `{"name", "compared": bool, "max_abs", "max_rel", "outside": int, "non_finite": int}`;
-    `hits`: one character an item, `1` for a correct label, `0` for a wrong one; empty without labels.
+    `outputs`: per output `{"name", "compared": bool, "max_abs", "max_rel", "outside": int, "non_finite": int,
+    "cosine": float | None, "cosine_item": int, "agreement": float | None,
+    "again": {"values", "different", "outside", "max_abs"}}`, where `again` compares the first items with themselves;
+    `score`: `{}` without labels, else `{"metric", "better": "higher" | "lower", "kind", "rows"}`, one row an item (see
+    worker/metrics.py), or `{"metric", "problem": code, "message"}`;
+    `slices`: each item's index into the golden data's `slice_names`; empty without slices.
     """
 
     items: int
     outputs: list[dict[str, Any]]
-    hits: str
+    score: dict[str, Any]
     seconds: float
     memory_bytes: int
+    slices: list[int] = field(default_factory=list)
+    repeated: int = 0  # items that were run twice
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import numpy as np
 
 from interlock_server.publisher.bundle_toml import GoldenEntry, Source
 from interlock_shared.errors import Invalid, Unreachable
+from interlock_shared.gates import Golden
 from interlock_shared.limits import MIB
-from interlock_shared.manifest import Golden, Signature, Tensor
+from interlock_shared.manifest import Signature, Tensor
 
 LABEL_BYTES_MAX = 256 * MIB  # 33 million labels of 8 bytes
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interlock_shared import canonical
-from interlock_shared.manifest import Gates, Manifest
+from interlock_shared.gates import Gates, SliceGates
+from interlock_shared.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,11 @@ class OwnerLimits:
 
     accuracy_min: float | None = None
     accuracy_drop_max: float | None = None
+    error_max: float | None = None
+    error_rise_max: float | None = None
+    slice_drop_max: float | None = None
+    slice_rise_max: float | None = None
+    metrics: tuple[str, ...] = ()  # plug-in metrics that a manifest may name
     latency_ms: Mapping[str, float] = field(default_factory=dict)  # quantile of wall time -> ms
     latency_ratio_max: float | None = None
     memory_max_bytes: int | None = None
@@ -39,6 +45,10 @@ def effective_limits(manifest: Manifest, owner: OwnerLimits) -> dict[str, Any]:
         "parity": True,
         "accuracy_min": _stricter(gates.accuracy_min, owner.accuracy_min, smaller=False),
         "accuracy_drop_max": _stricter(gates.accuracy_drop_max, owner.accuracy_drop_max, smaller=True),
+        "error_max": _stricter(gates.error_max, owner.error_max, smaller=True),
+        "error_rise_max": _stricter(gates.error_rise_max, owner.error_rise_max, smaller=True),
+        "slices": _slices(manifest, gates, owner),
+        "metrics": sorted(owner.metrics),
         "latency_ms": {
             name: _stricter(gates.latency_ms.get(name), owner.latency_ms.get(name), smaller=True)
             for name in sorted({*gates.latency_ms, *owner.latency_ms})
@@ -46,6 +56,22 @@ def effective_limits(manifest: Manifest, owner: OwnerLimits) -> dict[str, Any]:
         "latency_ratio_max": _stricter(gates.latency_ratio_max, owner.latency_ratio_max, smaller=True),
         "memory_max_bytes": None if memory is None else int(memory),
     }
+
+
+def _slices(manifest: Manifest, gates: Gates, owner: OwnerLimits) -> dict[str, dict[str, float | None]]:
+    """Of each slice: its own limits, else those of all slices, and the owner's where they are stricter."""
+    found = {}
+    for name in manifest.golden.slice_names if manifest.golden else ():
+        own = gates.slices.get(name, SliceGates())
+        drop = gates.slice_drop_max if own.accuracy_drop_max is None else own.accuracy_drop_max
+        rise = gates.slice_rise_max if own.error_rise_max is None else own.error_rise_max
+        found[name] = {
+            "accuracy_min": own.accuracy_min,
+            "accuracy_drop_max": _stricter(drop, owner.slice_drop_max, smaller=True),
+            "error_max": own.error_max,
+            "error_rise_max": _stricter(rise, owner.slice_rise_max, smaller=True),
+        }
+    return found
 
 
 def limits_digest(limits: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from interlock_agent.host.lifeline import die_with_parent
 from interlock_agent.host.wire import read_document, send_document
+from interlock_agent.host.worker import scan
 from interlock_agent.host.worker.errors import LoadError
 from interlock_agent.host.worker.folder import Folder
 
@@ -52,7 +53,12 @@ class Worker:
             if module is None:
                 raise LoadError("load_failed", f"no backend for runtime {serve['runtime']!r}")
             path = self._folder.path(serve["file"])
-            allowed = frozenset(o["name"] for o in serve["outputs"] if o.get("non_finite") == "allowed")
+            known = serve.get("renamed") or {}  # to applications, by another name
+            free = (o["name"] for o in serve["outputs"] if o.get("non_finite") == "allowed")
+            allowed = frozenset(known.get(name, name) for name in free)
+            if options.get("role") == "candidate":  # what serves has passed; a stricter release of ours must not end it
+                files = [entry["name"] for entry in seal["files"]]
+                scan.check(path, files, bool(serve.get("compiled_context")), serve.get("custom_ops") or ())
         except (KeyError, TypeError) as error:
             raise LoadError("corrupt", f"the seal lacks {error}") from None
         try:
@@ -60,11 +66,12 @@ class Worker:
         except ImportError as error:
             raise LoadError("load_failed", f"{sys.executable}: {error}") from None
         self._session: Any = backend.Session(path, options)
-        from interlock_agent.host.worker import inference, serving
+        from interlock_agent.host.worker import inference, names, serving
 
-        model = inference.Model(name, version, self._session, allowed)
+        model = inference.Model(name, version, names.served(self._session, serve), allowed)
         serving.Serving(model, self._session.platform).listen(order["socket"])
         self._golden: Any = None
+        self._metrics = [str(name) for name in options.get("metrics") or ()]
         self._load_s = time.perf_counter() - began
 
     def loaded(self) -> dict[str, Any]:
@@ -85,9 +92,12 @@ class Worker:
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """One question of the host."""
         if self._golden is None:
-            from interlock_agent.host.worker import golden
+            from interlock_agent.host.worker import golden, names
 
-            self._golden = golden.Golden(self._golden_folder, self._session)
+            session, folder = self._session, self._golden_folder
+            if folder is not self._folder:
+                session = names.measured(session, self._folder.seal["serve"], folder.seal["serve"])
+            self._golden = golden.Golden(folder, session, self._metrics)
         if "probe" in question:
             found = self._golden.probe(int(question["probe"]["first"]), int(question["probe"]["runs"]))
         else:

@@ -3,19 +3,24 @@
 Rules of the file:
 - The data is an `.npz` without pickled objects, item axis first; it is read when it is first needed.
 - A probe feeds one item a run. An evaluation feeds `batch` at once where the model's first axis is dynamic.
+- The first items are run twice: a model that answers itself differently is told so.
 - Work is the CPU time of the whole process: thread time alone is blind to a pool.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from interlock_agent.host.worker import metrics, parity
 from interlock_agent.host.worker.errors import LoadError
 from interlock_agent.host.worker.folder import Folder
 from interlock_agent.host.worker.inference import Backend
+
+REPEATED_ITEMS = 32  # at least so many are run twice, where there are
 
 
 def memory_bytes() -> int:
@@ -28,30 +33,36 @@ def memory_bytes() -> int:
 
 
 class Golden:
-    """The golden data of a folder. Raises LoadError (`no_golden`, `corrupt`)."""
+    """The golden data of a folder. `allowed`: the owner's metrics. Raises LoadError (`no_golden`, `corrupt`)."""
 
-    def __init__(self, folder: Folder, backend: Backend) -> None:
+    def __init__(self, folder: Folder, backend: Backend, allowed: Sequence[str] = ()) -> None:
         described = folder.seal.get("golden")
         if not described:
             raise LoadError("no_golden", "the release has no golden data")
-        self._described, self._backend = described, backend
+        self._described, self._backend, self._allowed = described, backend, allowed
         try:
             with np.load(folder.path(described["file"]), allow_pickle=False) as arrays:
                 self._inputs = {name: arrays[key] for name, key in described["inputs"].items()}
                 self._expected = {name: arrays[key] for name, key in described.get("expected", {}).items()}
                 self._labels = arrays[described["labels"]] if described.get("labels") else None
+                self._slices = _slices(described, arrays)
         except (OSError, ValueError, KeyError) as error:
             raise LoadError("corrupt", f"golden data: {error}") from None
         lengths = {len(array) for array in (*self._inputs.values(), *self._expected.values())}
-        if self._labels is not None:
-            lengths.add(len(self._labels))
+        lengths |= {len(array) for array in (self._labels, self._slices) if array is not None}
         if len(lengths) != 1 or 0 in lengths or not self._inputs:
             raise LoadError("corrupt", f"golden data: arrays have {sorted(lengths)} items")
         (self.items,) = lengths
         self._outputs = [entry["name"] for entry in backend.outputs]
+        ranks = {entry["name"]: len(entry["shape"]) for entry in backend.inputs}
+        self._bare = {name for name, array in self._inputs.items() if ranks.get(name) == array.ndim - 1}
 
     def _feed(self, first: int, count: int) -> dict[str, Any]:
-        return {name: array[first : first + count] for name, array in self._inputs.items()}
+        """Items as the model takes them: one without an item axis takes the item itself."""
+        return {
+            name: array[first] if name in self._bare else array[first : first + count]
+            for name, array in self._inputs.items()
+        }
 
     def probe(self, first: int, runs: int) -> dict[str, Any]:
         """`messages.Samples`."""
@@ -69,69 +80,50 @@ class Golden:
         """`messages.Evaluation`."""
         began = time.perf_counter()
         dynamic = all(entry["shape"][:1] == [-1] for entry in self._backend.inputs)
-        batch = max(1, int(self._described.get("batch") or 1)) if dynamic else 1
-        figures = {name: _Figures(name, name in self._expected) for name in self._outputs}
+        batch = max(1, int(self._described.get("batch") or 1)) if dynamic and not self._bare else 1
+        outputs = {name: self._output(name) for name in self._outputs}
         label_output = self._described.get("label_output")
-        hits: list[str] = []
-        rtol, atol = float(self._described.get("rtol", 1e-3)), float(self._described.get("atol", 1e-4))
+        score = metrics.Score(self._described, self.items, self._allowed)
+        labelled = self._labels is not None and label_output in outputs
+        kept: list[list[Any]] = []
         for first in range(0, self.items, batch):
             answers = self._backend.run(self._outputs, self._feed(first, batch))
             for name, answer in zip(self._outputs, answers):  # noqa: B905 - one length
                 expected = self._expected[name][first : first + batch] if name in self._expected else None
-                figures[name].take(answer, expected, rtol, atol)
+                outputs[name].take(answer, expected)
                 if name == label_output and self._labels is not None:
-                    chosen = np.asarray(answer).argmax(axis=-1).reshape(-1)
-                    right = chosen == self._labels[first : first + batch].reshape(-1)
-                    hits.append("".join("1" if hit else "0" for hit in right))
+                    score.take(answer, self._labels[first : first + batch])
+            if first < REPEATED_ITEMS:
+                kept.append(answers)
+        for number, answers in enumerate(kept):
+            again = self._backend.run(self._outputs, self._feed(number * batch, batch))
+            for name, answer, second in zip(self._outputs, answers, again):  # noqa: B905 - one length
+                outputs[name].take_again(answer, second)
         return {
             "items": self.items,
-            "outputs": [figures[name].document() for name in self._outputs],
-            "hits": "".join(hits),
+            "outputs": [outputs[name].document() for name in self._outputs],
+            "repeated": min(self.items, len(kept) * batch),
+            "score": score.document() if labelled else {},
+            "slices": [] if self._slices is None else self._slices.tolist(),
             "seconds": time.perf_counter() - began,
             "memory_bytes": memory_bytes(),
         }
 
+    def _output(self, name: str) -> parity.Output:
+        described = self._described
+        rule = described.get("parity", {}).get(name, {})
+        rtol, atol = float(described.get("rtol", 1e-3)), float(described.get("atol", 1e-4))
+        return parity.Output(name, name in self._expected, rule, rtol, atol)
 
-class _Figures:
-    """How far one output is from what was expected."""
 
-    def __init__(self, name: str, compared: bool) -> None:
-        self._name, self._compared = name, compared
-        self._max_abs = self._max_rel = 0.0
-        self._outside = self._non_finite = 0
-
-    def take(self, answer: Any, expected: Any, rtol: float, atol: float) -> None:
-        """One batch. A value that is not finite counts as outside, unless the same was expected."""
-        array = np.asarray(answer)
-        if array.dtype.kind == "f":
-            self._non_finite += int(array.size - np.isfinite(array).sum())
-        if expected is None:
-            return
-        if array.shape != expected.shape:
-            self._outside += max(int(array.size), int(expected.size))
-            return
-        if array.dtype.kind not in "fiub":
-            self._outside += int((array.astype(str) != expected.astype(str)).sum())
-            return
-        got, want = array.astype(np.float64), expected.astype(np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gap = np.abs(got - want)
-            near = np.isclose(got, want, rtol=rtol, atol=atol, equal_nan=True)
-            relative = np.where(want != 0, gap / np.abs(want), 0.0)
-        finite = np.isfinite(gap)
-        if finite.any():
-            self._max_abs = max(self._max_abs, float(gap[finite].max()))
-            relative = relative[finite & np.isfinite(relative)]
-            self._max_rel = max(self._max_rel, float(relative.max()) if relative.size else 0.0)
-        self._outside += int((~near).sum())
-
-    def document(self) -> dict[str, Any]:
-        """As in `messages.Evaluation`."""
-        return {
-            "name": self._name,
-            "compared": self._compared,
-            "max_abs": self._max_abs,
-            "max_rel": self._max_rel,
-            "outside": self._outside,
-            "non_finite": self._non_finite,
-        }
+def _slices(described: dict[str, Any], arrays: Any) -> Any:
+    """Each item's slice, as an index into `slice_names`. Raises ValueError."""
+    if not described.get("slices"):
+        return None
+    names, array = list(described["slice_names"]), arrays[described["slices"]].reshape(-1)
+    if array.dtype.kind in "SU":
+        texts = (name.decode() if isinstance(name, bytes) else str(name) for name in array)
+        array = np.array([names.index(name) for name in texts], np.int64)
+    if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() < len(names)):
+        raise ValueError("a slice is none of the slices' names")
+    return array

@@ -1,25 +1,62 @@
-"""Right: golden outputs, finite outputs, accuracy on labels against floor and incumbent."""
+"""Right: golden outputs, the same when asked again; labels against limits and the incumbent, whole and by slice."""
 
 from __future__ import annotations
 
+import asyncio
+import random
+from functools import partial
+from typing import Any
+
+from interlock_agent.core.gate import metrics
 from interlock_agent.core.gate import right as judge
 from interlock_agent.core.gate.checks import not_applicable
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared.documents import CheckResult
+from interlock_shared.errors import Later
+from interlock_shared.gates import Golden
 
 
 async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """The golden set is the warm-up set too."""
-    if run.manifest.golden is None:
+    golden = run.manifest.golden
+    if golden is None:
         return [not_applicable("parity", "no_golden"), not_applicable("accuracy", "no_golden")]
+    refused = judge.allowed(golden.metric, run.place.settings.gate.metrics)
+    if refused is not None:
+        return [refused]
     mine = await run.evaluate(tried.worker)
     tried.peak_bytes = max(tried.peak_bytes, int(mine["memory_bytes"]))
-    checks = judge.parity(mine["outputs"])
-    if any(check.outcome == "fail" for check in checks):
-        return checks
-    hits = None
+    rows = judge.parity(mine["outputs"], golden)
+    rows.append(judge.determinism(mine["outputs"], int(mine.get("repeated", 0))))
+    if any(row.outcome == "fail" for row in rows):
+        return rows
+    theirs: dict[str, Any] | None = None
     if run.incumbent is not None:
         await run.load_twin(tried)
-        if mine["hits"]:
-            hits = str((await run.evaluate(run.twin))["hits"])
-    return checks + judge.accuracy(str(mine["hits"]), hits, run.limits)
+        if mine["score"]:
+            theirs = dict((await run.evaluate(run.twin))["score"])
+    return rows + await _labelled(run, golden, mine, theirs)
+
+
+async def _labelled(run: Run, golden: Golden, mine: dict[str, Any], theirs: dict[str, Any] | None) -> list[CheckResult]:
+    """`theirs`: the incumbent's score on the same items; empty where it has no such output."""
+    if not mine["score"]:
+        return [not_applicable("accuracy", "no_labels"), not_applicable("accuracy_drop", "no_labels")]
+    if "problem" in mine["score"]:
+        return [judge.trouble("accuracy", golden.metric, mine["score"])]
+    rows, why, beside = [], "no_incumbent", None
+    try:
+        score = metrics.score_of(mine["score"])
+        if theirs is not None and "problem" in theirs:
+            rows.append(judge.trouble("accuracy_drop", "", theirs))
+        elif theirs:
+            beside = metrics.score_of(theirs)
+        why = why if theirs is None else "not_comparable"
+    except (KeyError, ValueError) as strange:
+        raise Later(f"the host's evaluation: {strange}", code="bad_evaluation") from None
+    seed = f"{run.payload_sha256} {run.incumbent.payload_sha256 if run.incumbent else ''}"
+    judged = partial(
+        judge.labelled, score, beside, run.limits, random.Random(seed), why, mine.get("slices", ()), golden.slice_names
+    )
+    # Hits are counted at once; anything else draws samples for seconds, beside the event loop.
+    return rows + (judged() if score.kind == "hits" else await asyncio.to_thread(judged))

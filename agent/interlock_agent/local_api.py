@@ -76,7 +76,9 @@ class LocalApi:
         generation = fields.get("generation")
         document = await self._slots.verdict(unit, generation if isinstance(generation, int) else None)
         if document is None:
-            raise NotFound(f"{unit}: no verdict is kept", code="no_verdict")
+            kept = ", ".join(str(one) for one in await self._slots.verdicts(unit))
+            there = f"those kept are of generation {kept}" if kept else "none is kept"
+            raise NotFound(f"{unit}: there is no such verdict; {there}", code="no_verdict")
         return {"verdict": document}
 
     async def _install(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:

@@ -194,11 +194,18 @@ class SlotFolders:
 
         await self._run(work)
 
+    async def verdicts(self, unit: str) -> list[int]:
+        """The generations of which a verdict is kept."""
+        return await self._run(lambda: self._kept(unit))
+
+    def _kept(self, unit: str) -> list[int]:
+        return sorted(int(path.stem) for path in self._verdicts(unit).glob("*.json") if path.stem.isdigit())
+
     async def verdict(self, unit: str, generation: int | None = None) -> dict[str, Any] | None:
         """The verdict of a generation, or the newest one."""
 
         def work() -> dict[str, Any] | None:
-            kept = sorted(int(path.stem) for path in self._verdicts(unit).glob("*.json") if path.stem.isdigit())
+            kept = self._kept(unit)
             wanted = generation if generation is not None else (kept[-1] if kept else None)
             if wanted is None or wanted not in kept:
                 return None

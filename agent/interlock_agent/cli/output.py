@@ -41,15 +41,18 @@ def complain(error: InterlockError) -> None:
     err.print(f"[red]error[/]{escape(f'[{error.code}]: {error.message}')}", soft_wrap=True)
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Sequence[str] = ()) -> None:
-    """Rows for people; an `optional` column without a word in any row is left out."""
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Sequence[str] = (), dense: bool = False
+) -> None:
+    """Rows for people; an `optional` column without a word in any row is left out.
+    `dense`: many columns; the first one, short names, is not folded."""
     known = list(rows)
     kept = [
         n for n, name in enumerate(columns) if name not in optional or any(row[n] not in ("", "–") for row in known)
     ]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if dense else 2, 0, 0), header_style="bold")
     for n in kept:
-        table.add_column(columns[n], overflow="fold")
+        table.add_column(columns[n], overflow="fold", no_wrap=dense and n == 0)
     for row in known:
         table.add_row(*(row[n] for n in kept))
     if sys.stdout.isatty():

@@ -48,7 +48,7 @@ def build(source: Source, progress: payload.Progress = payload.silent) -> Built:
     for name in bundle_toml.file_names(recipe):
         _plain(source, name)
     signature = _signature(source)
-    entry = golden.settle(recipe.golden, signature) if recipe.golden else None
+    entry = golden.settle(source, recipe.golden, signature) if recipe.golden else None
     items = golden.check(source, entry, signature) if entry else 0
     files = _files(source, progress)
     document: dict[str, Any] = {

@@ -19,7 +19,7 @@ from pydantic import Field
 from interlock_server.publisher import toml_lines
 from interlock_shared.base import FileName, Finite, Name, Signed, Timestamp, Version, validate
 from interlock_shared.errors import Invalid, NotFound
-from interlock_shared.gates import Gates, Golden
+from interlock_shared.gates import Gates, Golden, Parity
 from interlock_shared.limits import FILES_MAX, MIB, RANK_MAX
 from interlock_shared.manifest import COMMAND_KEYS, Health, Provenance, Requirement
 
@@ -59,15 +59,21 @@ class VariantEntry(Signed):
 
 
 class GoldenEntry(Signed):
-    """As the manifest's, with names that may be left out: an array is then called as its tensor."""
+    """As the manifest's, with names that may be left out: an array is then called as its tensor, and slices as the
+    array of their names says."""
 
     file: FileName
     inputs: dict[str, str] | None = None
     expected: dict[str, str] = Field(default_factory=dict)
-    labels: str | None = None
-    label_output: str | None = None
+    parity: dict[str, Parity] = Field(default_factory=dict)
     rtol: Finite = Field(default=Golden.model_fields["rtol"].default, ge=0)
     atol: Finite = Field(default=Golden.model_fields["atol"].default, ge=0)
+    labels: str | None = None
+    label_output: str | None = None
+    metric: str = Golden.model_fields["metric"].default
+    top_k: int = Golden.model_fields["top_k"].default
+    slices: str | None = None
+    slice_names: tuple[str, ...] = ()
     batch: int = Field(default=Golden.model_fields["batch"].default, ge=1, le=4096)
 
 
@@ -156,8 +162,9 @@ def _plain(value: Any, path: toml_lines.Path, lines: dict[toml_lines.Path, int])
     if isinstance(value, dict):
         inside_golden = path[:1] == ("golden",) and len(path) > 1  # names of tensors are keys there
         inside_signature = path in {("signature", side) for side in ("inputs", "outputs", "renamed")}
+        named = inside_golden or inside_signature or path == ("gates", "slices")
         for key in value:
-            if key.lower() in COMMAND_KEYS and not inside_golden and not inside_signature:
+            if key.lower() in COMMAND_KEYS and not named:
                 raise _complaint(lines, (*path, key), "a bundle brings data, never commands", "command_in_manifest")
         return {key: _plain(one, (*path, key), lines) for key, one in value.items()}
     if isinstance(value, list):

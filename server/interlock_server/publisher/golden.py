@@ -5,21 +5,18 @@ Only the headers of the arrays are read (and the labels, which are small), so th
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from interlock_server.publisher import golden_labels
+from interlock_server.publisher.arrays import Header, headers
 from interlock_server.publisher.bundle_toml import GoldenEntry, Source
 from interlock_shared.errors import Invalid, Unreachable
-from interlock_shared.gates import Golden
-from interlock_shared.limits import MIB
+from interlock_shared.gates import Gates, Golden, Parity, check_gates
 from interlock_shared.manifest import Signature, Tensor
-
-LABEL_BYTES_MAX = 256 * MIB  # 33 million labels of 8 bytes
 
 KINDS = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
@@ -27,46 +24,23 @@ KINDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Header:
-    """Type and shape of one array."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-
-def headers(path: Path) -> dict[str, Header]:
-    """Every array of an `.npz` by name. Raises Invalid (`invalid_golden`)."""
-    found: dict[str, Header] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if not entry.filename.endswith(".npy"):
-                    raise ValueError(f"{entry.filename} is no array")
-                with archive.open(entry) as file:
-                    found[entry.filename.removesuffix(".npy")] = _header(file)
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as bad:
-        raise Invalid(f"{path.name}: not an .npz file: {bad}", code="invalid_golden", field="golden.file") from None
-    return found
-
-
-def _header(file: Any) -> Header:
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"array format {version}")
-    shape, _, dtype = readers[version](file)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
-    return Header(dtype, tuple(int(axis) for axis in shape))
-
-
-def settle(entry: GoldenEntry, signature: Signature) -> Golden:
-    """The manifest's entry, with the names that were left out."""
+def settle(source: Source, entry: GoldenEntry, signature: Signature) -> Golden:
+    """The manifest's entry, with the names that were left out. Raises Invalid with the line and the field."""
     fields = entry.model_dump()
     if entry.inputs is None:
         fields["inputs"] = {tensor.name: tensor.name for tensor in signature.inputs}
-    return Golden(**fields)
+    if entry.slices is not None and not entry.slice_names:
+        fields["slice_names"] = golden_labels.slice_names(source, entry.file, entry.slices)
+    try:
+        golden = Golden(**fields)
+        if isinstance(source.recipe.gates, Gates):
+            check_gates(source.recipe.gates, golden)
+    except ValidationError as bad:
+        problem = bad.errors()[0]
+        source.refuse(("golden", *problem["loc"]), problem["msg"].removeprefix("Value error, "))
+    except ValueError as bad:
+        source.refuse(("gates",), str(bad).removeprefix("gates: "))
+    return golden
 
 
 def check(source: Source, golden: Golden, signature: Signature) -> int:
@@ -85,6 +59,10 @@ def check(source: Source, golden: Golden, signature: Signature) -> int:
     for name in golden.expected:
         if name not in outputs:
             source.refuse(("golden", "expected", name), f"the model has no output {name!r}")
+    for name, parity in golden.parity.items():
+        if name not in outputs:
+            source.refuse(("golden", "parity", name), f"the model has no output {name!r}")
+        _check_parity(source, name, parity, outputs[name])
     if golden.label_output is not None and golden.label_output not in outputs:
         source.refuse(("golden", "label_output"), f"the model has no output {golden.label_output!r}")
     items: dict[str, int] = {}
@@ -95,7 +73,10 @@ def check(source: Source, golden: Golden, signature: Signature) -> int:
             items[array] = header.shape[0]
     if golden.labels is not None:
         items[golden.labels] = _array(source, arrays, ("golden", "labels"), golden.labels).shape[0]
-        _check_labels(source, golden, arrays[golden.labels], outputs[str(golden.label_output)])
+        golden_labels.check(source, golden, arrays[golden.labels], outputs[str(golden.label_output)])
+    if golden.slices is not None:
+        items[golden.slices] = _array(source, arrays, ("golden", "slices"), golden.slices).shape[0]
+        golden_labels.check_slices(source, golden)
     if len(set(items.values())) > 1:
         source.refuse(("golden",), "arrays differ in their number of items: " + _listed(items))
     count = next(iter(items.values()))
@@ -136,17 +117,14 @@ def _fits(source: Source, path: tuple[str, ...], header: Header, tensor: Tensor)
     source.refuse(path, f"the array has shape {list(header.shape)}, {tensor.name} has {list(tensor.shape)}")
 
 
-def _check_labels(source: Source, golden: Golden, header: Header, output: Tensor) -> None:
-    path = ("golden", "labels")
-    if header.dtype.kind not in "iu" or len(header.shape) != 1:
-        source.refuse(path, f"class indices are whole numbers in one axis, this is {header.dtype}{list(header.shape)}")
-    if header.shape[0] * header.dtype.itemsize > LABEL_BYTES_MAX:
-        source.refuse(path, "there are too many of them")
-    with np.load(source.folder / golden.file, allow_pickle=False) as arrays:
-        labels = arrays[golden.labels]
-    classes = output.shape[-1] if output.shape else -1
-    if labels.size and (int(labels.min()) < 0 or (classes > 0 and int(labels.max()) >= classes)):
-        source.refuse(path, f"class indices run from {labels.min()} to {labels.max()}, the model has {classes} classes")
+def _check_parity(source: Source, name: str, parity: Parity, output: Tensor) -> None:
+    if parity.agreement_min is None:
+        return
+    path, classes = ("golden", "parity", name, "top_k"), output.shape[-1] if output.shape else 1
+    if len(output.shape) < 1 or output.dtype in {"BOOL", "BYTES"}:
+        source.refuse(path, f"{name} has no numbers along a last axis")
+    if 0 < classes <= parity.top_k:
+        source.refuse(path, f"the best {parity.top_k} of {classes} are all of them")
 
 
 def compare(source: Source, golden: Golden, file: str) -> dict[str, float]:
@@ -179,7 +157,7 @@ def _agreement(session: Any, golden: Golden, arrays: dict[str, Any]) -> dict[str
     fixed = {one.name: one for one in session.get_inputs()}
     count = len(next(iter(arrays.values())))
     right: dict[str, int] = {f"expected {name}": 0 for name in golden.expected}
-    if golden.labels:
+    if golden.labels and golden.metric == "top1":
         right[f"labels {golden.label_output}"] = 0
     single = any(len(one.shape) == arrays[golden.inputs[name]].ndim - 1 for name, one in fixed.items())
     for part in _batches(count, 1 if single else golden.batch):
@@ -192,13 +170,34 @@ def _agreement(session: Any, golden: Golden, arrays: dict[str, Any]) -> dict[str
         answers = dict(zip(outputs, session.run(outputs, feed), strict=True))
         for name, array in golden.expected.items():
             wanted = arrays[array][part]
-            near = np.isclose(answers[name].reshape(wanted.shape), wanted, rtol=golden.rtol, atol=golden.atol)
-            right[f"expected {name}"] += int(near.reshape(len(wanted), -1).all(axis=1).sum())
-        if golden.labels and golden.label_output:
-            chosen = answers[golden.label_output].argmax(axis=-1).reshape(-1)
+            rule = golden.parity.get(name, Parity(rtol=golden.rtol, atol=golden.atol))
+            right[f"expected {name}"] += int(_near(answers[name].reshape(wanted.shape), wanted, rule).sum())
+        if golden.labels and golden.label_output and golden.metric == "top1":
+            chosen = answers[golden.label_output].reshape(len(arrays[golden.labels][part]), -1).argmax(axis=-1)
             right[f"labels {golden.label_output}"] += int((chosen == arrays[golden.labels][part]).sum())
     shares = {name: hits / count for name, hits in right.items()}
     for name, share in shares.items():
-        if name.startswith("expected ") and share < 1:
-            raise Invalid(f"golden: {name}: {share:.2%} of {count} items agree within rtol, atol", code="golden_failed")
+        rule = golden.parity.get(name.removeprefix("expected "), Parity(rtol=golden.rtol))
+        enough = rule.agreement_min if rule.agreement_min is not None and not rule.by_value else 1.0
+        if name.startswith("expected ") and share < enough:
+            raise Invalid(f"golden: {name}: {share:.2%} of {count} items agree as asked", code="golden_failed")
     return shares
+
+
+def _near(got: Any, wanted: Any, rule: Parity) -> Any:
+    """Whether each item agrees with what is expected of it. The reference agrees with itself nearly exactly, so that
+    the best of the last axis are compared by their places."""
+    near = np.ones(len(wanted), bool)
+    flat, goal = got.reshape(len(wanted), -1), wanted.reshape(len(wanted), -1)
+    if rule.by_value:
+        near &= np.isclose(flat, goal, rtol=rule.rtol or 0.0, atol=rule.atol or 0.0, equal_nan=True).all(axis=1)
+    if rule.cosine_min is not None:
+        mine, theirs = flat.astype(np.float64), goal.astype(np.float64)
+        lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
+        cosine = (mine * theirs).sum(axis=1) / np.where(lengths > 0, lengths, 1.0)
+        near &= np.where(lengths > 0, cosine >= rule.cosine_min, (mine == theirs).all(axis=1))
+    if rule.agreement_min is not None:
+        best = (np.argsort(-one.astype(np.float64), axis=-1, kind="stable")[..., : rule.top_k] for one in (got, wanted))
+        first, second = (np.sort(one, axis=-1).reshape(len(wanted), -1) for one in best)
+        near &= (first == second).all(axis=1)
+    return near

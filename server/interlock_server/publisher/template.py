@@ -46,8 +46,12 @@ reference = true
 # expected = {{ {output} = "expected" }} # what the reference answers
 # labels = "labels"                    # class indices …
 # label_output = {output_string}       # … compared with the largest value of this output
+# metric = "top1"                      # or topk, f1, map, mae, rmse, wer
+# slices = "slices"                    # each item's group by name; limits in [gates.slices.NAME]
 # rtol = 0.001
 # atol = 0.0001
+# [golden.parity.{output}]             # instead, for one output
+# cosine_min = 0.999
 
 [gates]
 # accuracy_min = 0.9                   # share of right labels

@@ -33,7 +33,7 @@ NAME ?=
 ARGS ?=
 export KEEP
 
-.PHONY: help venv demo test check bench soak deb lock closure pages clean distclean fmt lint types tree closure-check
+.PHONY: help venv demo test check bench bench-gate soak deb lock closure pages clean distclean fmt lint types tree closure-check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ closure-check: $(READY)
 
 bench: $(READY)  ## measurements, as JSON under bench-results/ and a table (NAME=swaps runs one)
 	@$(BIN)/python -m tests.bench $(NAME) $(ARGS)
+
+bench-gate: $(READY)  ## how often the gate is right: 45 minutes of recording, goes on where it was cut off
+	@$(BIN)/python -m tests.bench.gate $(ARGS)
 
 soak: $(READY)  ## simulation and fuzzing at length, bounded and resumable (ARGS="--minutes 30")
 	@$(BIN)/python -m tests.soak $(ARGS)

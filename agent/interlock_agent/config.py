@@ -23,6 +23,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # installed where Python is 3.10
 
+Stage = Literal["compatible", "loads", "right", "fast", "small"]
+# Seconds for a stage beyond what is set for its work: for the twin, for a busy machine, for orders on their way.
+STAGE_S: dict[str, float] = {"compatible": 60.0, "loads": 60.0, "right": 900.0, "fast": 900.0, "small": 60.0}
+
 DEFAULT_PATH = Path("/etc/interlock/agent.toml")
 
 
@@ -53,7 +57,10 @@ class UnitGate(_Section):
     allow_none: bool = False  # a manifest may switch its gates off
     inconclusive_max: int = Field(default=3, ge=1)  # judgements without a result before a person decides
     inconclusive_wait_s: float = Field(default=300.0, ge=0)
+    live_slowdown_max: float = Field(default=1.25, gt=1)  # of the live models' p99 while a gate runs; above, it yields
     budget_s: float = Field(default=60.0, gt=0)  # of measuring speed; what is not known by then is inconclusive
+    stage_s: dict[Stage, Limit] = Field(default_factory=dict)  # the longest that a stage may take; see STAGE_S
+    candidate_memory_bytes: int = Field(default=0, ge=0)  # of a worker while it is judged; 0: its own, or what is free
 
     def limits(self) -> OwnerLimits:
         """As the gate takes them."""
@@ -93,6 +100,11 @@ class Unit(_Section):
     gate: UnitGate = UnitGate()
     trial: UnitTrial = UnitTrial()
 
+    def stage_s(self, stage: str) -> float:
+        """How long a stage of the gate may take, in seconds."""
+        own = {"loads": self.load_timeout_s, "fast": self.gate.budget_s}.get(stage, 0.0)
+        return {name: float(limit) for name, limit in self.gate.stage_s.items()}.get(stage, own + STAGE_S[stage])
+
     def options(self) -> dict[str, Any]:
         """What the host needs to start a worker."""
         return {
@@ -101,6 +113,7 @@ class Unit(_Section):
             "worker_python": self.worker_python,
             "memory_limit_bytes": self.memory_limit_bytes,
             "load_timeout_s": self.load_timeout_s,
+            "candidate_memory_bytes": self.gate.candidate_memory_bytes,
             "metrics": list(self.gate.metrics),
         }
 

@@ -227,6 +227,8 @@ class Counters:
     replayed: int = 0  # answered by another worker instead
     refused: int = 0  # 503 for want of a live worker
     last_errors: list[str] = field(default_factory=list)
+    # Of the last five seconds before the figures were sent: `{"count", "p50_ms", "p99_ms"}`, as applications felt them.
+    recent: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,11 @@ CODES = {
     "worker_died": "the worker ended while it carried out the order",
     "worker_hung": "the worker did not answer in time and was killed",
     "load_failed": "the model could not be opened; the message says why",
+    "inference_failed": "the model was opened and could not be run; the message says why",
+    "out_of_memory": "the worker was refused memory, or ended for want of it",
+    "compiled_context": "the model holds compiled contexts (EPContext) that the manifest does not declare",
+    "custom_ops": "the model holds operators that neither the runtime has nor the manifest declares",
+    "external_data": "the model points to data outside its bundle",
     "corrupt": "a file of the folder does not match its seal",
     "no_trial": "the unit has no trial of that generation",
     "lease_lapsed": "the lease of that generation has lapsed",

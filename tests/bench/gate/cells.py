@@ -33,4 +33,3 @@ CELLS = (
     Cell("slower 2", 40, 2.0),
     Cell("slower on the wall", TURNS, 1.0, crowded=True),
 )
-BY_NAME = {cell.name: cell for cell in CELLS}

@@ -8,6 +8,7 @@ import random
 import time
 from pathlib import Path
 
+from interlock_agent.steps.gate.fast import Measure
 from tests.bench.gate import bed, traces
 from tests.bench.gate.cells import CELLS
 from tests.bench.gate.load import LOADS, load
@@ -20,7 +21,7 @@ def parts(folder: Path, kind: str) -> list[Path]:
     return sorted((folder / kind).glob("*.npz"))
 
 
-async def _part(beds: bed.Bed, measures: list[bed.Measure], dice: random.Random) -> traces.Arrays:
+async def _part(beds: bed.Bed, measures: list[Measure], dice: random.Random) -> traces.Arrays:
     arrays: traces.Arrays = {}
     end = time.monotonic() + PART_S
     turns = list(zip(CELLS, measures, strict=True))

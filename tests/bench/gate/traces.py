@@ -43,7 +43,7 @@ def write(path: Path, arrays: Arrays) -> None:
     """Durable enough for a measurement: written beside, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
-    made = {
+    made: Arrays = {
         name: np.asarray(rows, dtype=np.float32 if name.endswith("/seconds") else np.uint32)
         for name, rows in arrays.items()
     }
@@ -74,12 +74,16 @@ def read(paths: Sequence[Path]) -> dict[str, Pairs]:
         found[cell] = Pairs(
             raw=raw,
             seconds=[float(value) for value in seconds],
-            work=list(means["candidate_work"] / np.maximum(means["incumbent_work"], 1)),
-            wall=list(means["candidate_wall"] / np.maximum(means["incumbent_wall"], 1)),
+            work=(means["candidate_work"] / np.maximum(means["incumbent_work"], 1)).tolist(),
+            wall=(means["candidate_wall"] / np.maximum(means["incumbent_wall"], 1)).tolist(),
         )
     return found
 
 
-def cut(arrays: Mapping[str, Any], pairs: int) -> dict[str, Any]:
-    """The first pairs of every cell."""
-    return {name: rows[:pairs] for name, rows in arrays.items()}
+def cut(paths: Sequence[Path], pairs: int) -> Arrays:
+    """The first pairs of every cell of a recording, as `write` takes them."""
+    found: Arrays = {}
+    for cell, recorded in read(paths).items():
+        found |= {f"{cell}/{side}": recorded.raw[side][:pairs] // UNIT_NS for side in SIDES}
+        found[f"{cell}/seconds"] = recorded.seconds[:pairs]
+    return found

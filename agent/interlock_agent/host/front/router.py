@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from interlock_agent.host.front.recent import Recent
 from interlock_agent.host.front.upstream import Exchange, Upstream
 from interlock_agent.host.wire import FLAG_NON_FINITE, OP_INFER
 
@@ -54,6 +55,7 @@ class Router:
         self._suspects: set[Exchange] = set()  # inside a worker, after another one died on them
         self._draining: list[Draining] = []
         self.refused = 0
+        self.recent = Recent()
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -132,6 +134,8 @@ class Router:
         else:
             if exchange.op == OP_INFER:
                 counters["requests"] += 1
+                now = self._loop.time()
+                self.recent.add(now, now - exchange.arrived)
             if status >= 500:
                 counters["errors"] += 1
                 self._error(upstream, bytes(body[:200]).decode("utf-8", "replace"))

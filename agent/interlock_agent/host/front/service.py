@@ -186,7 +186,8 @@ class Service:
             self._timer = None
         live = self.router.live
         if live:
-            self._send({"counters": {"worker": live.worker, "counters": live.counters}})
+            counters = {**live.counters, "recent": self.router.recent.figures(self.now())}
+            self._send({"counters": {"worker": live.worker, "counters": counters}})
 
     async def _stop(self, seconds: float) -> None:
         """Accept no more; let what was begun end."""

@@ -37,11 +37,13 @@ class Measure:
 
     @property
     def time_is_up(self) -> bool:
-        """Whether the budget of measuring is spent."""
-        return self.run.place.clock.monotonic() - self.began >= self.run.place.settings.gate.budget_s
+        """Whether the budget of measuring is spent; stepping back does not count."""
+        spent = self.run.place.clock.monotonic() - self.began - self.run.guest.yielded_s
+        return spent >= self.run.place.settings.gate.budget_s
 
     async def block(self, worker: str, name: str, runs: int) -> Block:
         """Measure one, keep its raw samples under that name."""
+        await self.run.step_back()
         answer = await self.run.probe(worker, self._item, runs)
         self._item += runs
         wall = [int(ns) for ns in answer["wall_ns"]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from interlock_agent.config import Unit
 from interlock_agent.core.gate import limits as limiting
+from interlock_agent.core.gate.guest import Guest
 from interlock_agent.host import messages
 from interlock_agent.ports import Clock, Hardware, Host
 from interlock_shared.errors import Later, Refused
@@ -66,22 +67,38 @@ class Run:
     started: float = 0.0
     before: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
+    guest: Guest = field(default_factory=Guest)
+    candidate_s: float = 0.0  # of the stage, spent on orders about the candidate
 
     async def begin(self) -> None:
-        """Take down when it began, what the device was like, and which limits hold."""
+        """Take down when it began, what the device and its applications were like, and which limits hold."""
         self.started = self.place.clock.now()
         self.before = await self.place.hardware.environment()
         self.limits = limiting.effective_limits(self.manifest, self.place.settings.gate.limits())
+        units = (await self.request(messages.Status()))["units"]
+        self.guest = Guest(self.place.settings.gate.live_slowdown_max, Guest.p99s(units))
+
+    async def step_back(self) -> None:
+        """Between two blocks: wait, where applications feel the gate."""
+        if not self.guest.before:
+            return
+        pause = self.guest.turn((await self.request(messages.Status()))["units"])
+        if pause > 0:
+            await self.place.clock.sleep(pause)
 
     async def request(self, order: Any) -> dict[str, Any]:
         """An order to the host. What is the candidate's own fault is Refused; the host being away is Later, and so is
         the incumbent's twin failing: that is not the candidate's fault."""
+        worker, began = getattr(order, "worker", ""), self.place.clock.monotonic()
         try:
             return await self.place.host.request(order)
         except Refused as error:
-            if self.twin and getattr(order, "worker", "") == self.twin:
+            if self.twin and worker == self.twin:
                 raise Later(f"the incumbent's twin: {error.message}", code="twin_failed") from None
             raise
+        finally:
+            if getattr(order, "role", "") == "candidate" or worker not in ("", self.twin):
+                self.candidate_s += self.place.clock.monotonic() - began
 
     async def load(self, folder: str, role: str, golden: str | None = None) -> dict[str, Any]:
         """Start a worker on a sealed folder; `golden`: the folder whose golden data it is measured on."""

@@ -73,7 +73,7 @@ async def verdict(
         incumbent=incumbent,
         stages=tuple(stages),
         distributions=distributions(tried),
-        environment={"before": run.before, "after": after},
+        environment={"before": run.before, "after": after, "live": run.guest.document()},
         samples_sha256=canonical.sha256(samples_document(tried)),
         origin=origin,
     )

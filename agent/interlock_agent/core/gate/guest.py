@@ -1,0 +1,72 @@
+"""The gate is a guest: when applications on the device feel it, it steps back.
+
+A controller of the pauses between blocks: they double while the live models' p99 is above what the owner allows of the
+p99 before the gate began, and halve while it is below. Pure: figures in, a pause out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+REQUESTS_MIN = 50  # answers in a window; of fewer a p99 says nothing
+PAUSE_MIN_S = 0.05
+PAUSE_MAX_S = 5.0
+MARGIN = 0.9  # of what is allowed beyond 1: stepping back begins before the limit is passed
+
+
+@dataclass
+class Guest:
+    """`before`: unit → p99 (ms) without a gate; empty where there is no traffic to disturb."""
+
+    slowdown_max: float = 1.25
+    before: Mapping[str, float] = field(default_factory=dict)
+    pause_s: float = 0.0
+    yielded_s: float = 0.0
+    looks: int = 0
+    slowdown_worst: float = 0.0
+    _counted: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def p99s(units: list[dict[str, Any]]) -> dict[str, float]:
+        """p99 of every unit with traffic, from the host's status."""
+        found = {}
+        for unit in units:
+            recent = (unit.get("counters") or {}).get("recent") or {}
+            if int(recent.get("count", 0)) >= REQUESTS_MIN and float(recent["p99_ms"]) > 0:
+                found[str(unit["unit"])] = float(recent["p99_ms"])
+        return found
+
+    def _moved(self, units: list[dict[str, Any]]) -> bool:
+        """Whether anybody was answered since the last look; figures that stand still are old ones."""
+        counted = {str(unit["unit"]): int((unit.get("counters") or {}).get("requests", 0)) for unit in units}
+        moved = any(counted.get(name, 0) != self._counted.get(name, 0) for name in self.before)
+        self._counted = counted
+        return moved
+
+    def turn(self, units: list[dict[str, Any]]) -> float:
+        """Look at the host's status; the pause to take now, in seconds."""
+        now = self.p99s(units)
+        if not self.before or not self._moved(units):
+            self.pause_s = 0.0
+            return 0.0
+        slowdown = max((now[name] / p99 for name, p99 in self.before.items() if name in now), default=0.0)
+        self.looks += 1
+        self.slowdown_worst = max(self.slowdown_worst, slowdown)
+        if slowdown > 1 + MARGIN * (self.slowdown_max - 1):
+            self.pause_s = min(PAUSE_MAX_S, max(PAUSE_MIN_S, 2 * self.pause_s))
+        else:
+            self.pause_s = self.pause_s / 2 if self.pause_s > PAUSE_MIN_S else 0.0
+        self.yielded_s += self.pause_s
+        return self.pause_s
+
+    def document(self) -> dict[str, Any]:
+        """For the verdict: what the live models felt, and what stepping back cost."""
+        return {
+            "p99_before_ms": dict(self.before),
+            "slowdown_max": self.slowdown_max,
+            "slowdown_worst": round(self.slowdown_worst, 4),
+            "yielded_s": round(self.yielded_s, 3),
+            "looks": self.looks,
+        }

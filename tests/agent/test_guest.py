@@ -1,0 +1,56 @@
+"""The controller of the gate's pauses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from interlock_agent.core.gate.guest import PAUSE_MAX_S, PAUSE_MIN_S, REQUESTS_MIN, Guest
+
+
+def status(p99_ms: float, requests: int, count: int = 500, unit: str = "detector") -> list[dict[str, Any]]:
+    recent = {"count": count, "p50_ms": p99_ms / 2, "p99_ms": p99_ms}
+    return [{"unit": unit, "counters": {"requests": requests, "recent": recent}}]
+
+
+def test_pauses_double_while_it_is_felt_and_halve_afterwards() -> None:
+    guest = Guest(1.25, {"detector": 10.0})
+    felt = [guest.turn(status(15.0, n)) for n in range(1, 5)]
+    assert felt == [PAUSE_MIN_S, 2 * PAUSE_MIN_S, 4 * PAUSE_MIN_S, 8 * PAUSE_MIN_S]
+    over = [guest.turn(status(10.0, n)) for n in range(5, 9)]
+    assert over == [4 * PAUSE_MIN_S, 2 * PAUSE_MIN_S, PAUSE_MIN_S, 0.0]
+    assert guest.yielded_s == pytest.approx(sum(felt) + sum(over))
+    assert guest.document()["slowdown_worst"] == 1.5
+
+
+def test_a_pause_has_an_end() -> None:
+    guest = Guest(1.25, {"detector": 10.0})
+    assert max(guest.turn(status(99.0, n)) for n in range(1, 50)) == PAUSE_MAX_S
+
+
+def test_it_steps_back_before_the_limit_is_passed() -> None:
+    assert Guest(1.25, {"detector": 10.0}).turn(status(12.4, 1)) == PAUSE_MIN_S
+    assert Guest(1.25, {"detector": 10.0}).turn(status(12.0, 1)) == 0.0
+
+
+def test_the_worst_of_all_models_counts() -> None:
+    guest = Guest(1.25, {"detector": 10.0, "other": 10.0})
+    assert guest.turn(status(10.0, 1) + status(30.0, 1, unit="other")) == PAUSE_MIN_S
+
+
+@pytest.mark.parametrize("before", [{}, {"gone": 10.0}])
+def test_without_traffic_before_nobody_is_disturbed(before: dict[str, float]) -> None:
+    assert Guest(1.25, before).turn(status(99.0, 1)) == 0.0
+
+
+def test_traffic_that_has_ended_is_no_slow_traffic() -> None:
+    guest = Guest(1.25, {"detector": 10.0})
+    assert guest.turn(status(99.0, 7)) == PAUSE_MIN_S
+    assert guest.turn(status(99.0, 7)) == 0.0
+
+
+def test_a_p99_of_few_is_none() -> None:
+    assert Guest.p99s(status(10.0, 1, REQUESTS_MIN - 1)) == {}
+    assert Guest.p99s(status(10.0, 1, REQUESTS_MIN)) == {"detector": 10.0}
+    assert Guest.p99s([{"unit": "fresh", "counters": {}}]) == {}

@@ -19,7 +19,9 @@ ROOM = 72  # px inside the frame at both sides: a figure stands beside its point
 LEVELS = (0, 25, 50, 75, 95, 100)  # % lines
 MARKED = (50, 95)  # % quantiles that are written out
 TICKS = 6  # at most about so many on the time axis
-STRETCH = 0.5  # the axis ends so far beyond the 99 % quantile, in spans up to it: an outlier must not squeeze the rest
+STRETCH = (
+    1.0  # the axis ends so far beyond the 95 % quantile, in spans up to it: a few slow ones must not squeeze the rest
+)
 LINE_PX = 20  # of text
 
 STYLE = """
@@ -126,7 +128,7 @@ class _Scale:
     def __init__(self, sketches: Mapping[str, Mapping[str, Any]], limits: Mapping[str, float]) -> None:
         every: list[Sequence[float]] = [sketch["quantiles_ms"] for sketch in sketches.values()]
         self.low = min(quantiles[0] for quantiles in every)
-        ends = [min(q[100], q[99] + STRETCH * (q[99] - q[0])) for q in every]
+        ends = [min(q[100], q[95] + STRETCH * (q[95] - q[0])) for q in every]
         near = [limit for limit in limits.values() if self.low < limit <= 2 * max(ends)]
         self.high = max([*ends, *near])
         if self.high - self.low < 1e-9:

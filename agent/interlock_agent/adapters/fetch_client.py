@@ -109,6 +109,7 @@ class FetcherProcess:
             stdout=asyncio.subprocess.PIPE,
             pass_fds=(descriptor,) if descriptor >= 0 else (),
             limit=LINE_MAX,
+            start_new_session=True,  # Ctrl-C is for us; the end of its standard input is for it
         )
         if process.stdin is None:
             raise AssertionError("started with pipes")
@@ -128,6 +129,13 @@ class FetcherProcess:
         """From an open `.bundle`; the descriptor is taken over."""
         try:
             return await self._start("archive", descriptor)
+        finally:
+            os.close(descriptor)
+
+    async def unpack(self, descriptor: int) -> Child:
+        """From an open `.bundle`, to judge it and not to install it; the descriptor is taken over."""
+        try:
+            return await self._start("unpack", descriptor)
         finally:
             os.close(descriptor)
 

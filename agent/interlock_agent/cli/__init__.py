@@ -1,8 +1,8 @@
 """`interlock-agent`: what a device owner or a technician types.
 
 Exit codes: 0 done · 1 refused, failed, rejected or reverted (the message says which) · 2 the command line or the
-configuration is wrong · 3 try again later (no agent, no host, no network, no space). A table fits 80 columns; a pipe
-gets whole lines.
+configuration is wrong · 3 try again later (no agent, no host, no network, no space) · 4 inconclusive (`gate` alone).
+A table fits 80 columns; a pipe gets whole lines.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from interlock_agent.cli import change, look, service, verdict
+from interlock_agent.cli import change, gate, look, service, verdict
 from interlock_shared import __version__
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ COMMANDS = (
     look.status,
     look.history,
     verdict.verdict,
+    gate.gate,
     change.install,
     change.rollback,
     change.forgive,

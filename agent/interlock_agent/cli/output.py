@@ -33,7 +33,8 @@ def fail(error: InterlockError, as_json: bool = False) -> NoReturn:
         print(json.dumps({"error": error.document()}))
     else:
         complain(error)
-    raise typer.Exit(3 if isinstance(error, Later) else 1)
+    asked_wrongly = str(error.details.get("field", "")).startswith("--")  # the value of an option
+    raise typer.Exit(2 if asked_wrongly else 3 if isinstance(error, Later) else 1)
 
 
 def complain(error: InterlockError) -> None:

@@ -137,13 +137,12 @@ def download(job: Job, assembly: Assembly, wanted: list[SegmentRef]) -> None:
         raise trouble[0]
 
 
-def sideload(job: Job, said: Input) -> None:
-    """A release from a file. Its metadata is judged in a store of its own: nothing in it lowers or extends what is
-    trusted online."""
+def believe(job: Job, source: Archive, digest: str) -> dict[str, Any]:
+    """Whether a bundle's signatures hold, from the embedded root on; the director's facts. They are judged in a store
+    of their own: nothing in a file lowers or extends what is trusted online. Raises Untrusted."""
     from interlock_agent.fetcher.trust import Trust, revoked  # as in `refresh`
 
-    source = Archive(job.descriptor)
-    manifest, digest = source.manifest, canonical.sha256(source.raw)
+    manifest = source.manifest
     with tempfile.TemporaryDirectory() as folder:
         # Timestamp and snapshot say only what the server held when it wrote the permit, which has an expiry of its own:
         # they are judged at that time. What is signed offline must hold now.
@@ -158,6 +157,14 @@ def sideload(job: Job, said: Input) -> None:
     online_store = Path(job.state_dir) / "trust" / "metadata"
     if revoked(online_store, manifest.model, manifest.version, digest, role_version):
         raise Untrusted(f"{manifest.release}: its signer has taken it back", code="revoked")
+    return director
+
+
+def sideload(job: Job, said: Input) -> None:
+    """A release from a file, for this device: genuine, and permitted here."""
+    source = Archive(job.descriptor)
+    manifest, digest = source.manifest, canonical.sha256(source.raw)
+    director = believe(job, source, digest)
     trust.open_permit(
         source.permit,
         trust.load_keys(director["keys"]),
@@ -168,6 +175,28 @@ def sideload(job: Job, said: Input) -> None:
         now=job.now_text,
     )
     wait_for_go(said, head_of(manifest, digest, {}))
+    unload(job, source, digest)
+
+
+def unpack(job: Job, said: Input) -> None:
+    """A release from a file that is judged and not installed: it needs no permit. Signatures are checked where it has
+    any and a root is embedded; the head says so."""
+    source = Archive(job.descriptor, bare=True)
+    digest = canonical.sha256(source.raw)
+    signature = "verified"
+    if not source.signed:
+        signature = "not checked: the bundle carries none"
+    elif not (Path(job.state_dir) / "trust" / "root.json").exists():
+        signature = "not checked: there is no root of trust here"
+    else:
+        believe(job, source, digest)
+    wait_for_go(said, head_of(source.manifest, digest, {"signature": signature}))
+    unload(job, source, digest)
+
+
+def unload(job: Job, source: Archive, digest: str) -> None:
+    """The segments of a believed bundle into their folder."""
+    manifest = source.manifest
     assembly = assembly_of(job, manifest, source.raw, digest)
     wanted = {segment.sha256: segment for segment in assembly.missing()}
     for sent in source.segments():  # all of them: what is here already is read past, so that a pipe's writer ends well
@@ -214,6 +243,8 @@ def carry_out(job: Job, said: Input) -> None:
         online(job, said)
     elif job.kind == "archive":
         sideload(job, said)
+    elif job.kind == "unpack":
+        unpack(job, said)
     elif job.kind == "refresh":
         tell(done=refresh(job, Server(job.server, job.username, job.password))[1])
     elif job.kind == "poll":

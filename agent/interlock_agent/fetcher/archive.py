@@ -13,19 +13,21 @@ from interlock_shared.segments import Transport
 class Archive:
     """The stream behind a descriptor, which is taken over. Reading the head does not look at a byte of payload.
 
+    One without signatures is refused, unless it may be `bare`: of a release that is judged and not installed.
     Raises Invalid, Incompatible, Untrusted (`unsigned_bundle`, `no_permit`).
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, bare: bool = False) -> None:
         self._file = os.fdopen(descriptor, "rb", buffering=1024 * 1024)
         self._reader = Reader(self._file)
         head = self._reader.head()
-        if not head.metadata or head.director is None:
+        self.signed = bool(head.metadata) and head.director is not None and head.permit is not None
+        if not bare and (not head.metadata or head.director is None):
             raise Untrusted("bundle: carries no signatures; export it from the server", code="unsigned_bundle")
-        if head.permit is None:
+        if not bare and head.permit is None:
             raise Untrusted("bundle: carries no permit; export it from the server", code="no_permit")
-        self.raw, self.manifest, self.permit = head.data, head.manifest, head.permit
-        self._metadata, self._director = head.metadata, head.director
+        self.raw, self.manifest, self.permit = head.data, head.manifest, head.permit or b""
+        self._metadata, self._director = head.metadata, head.director or b""
 
     def segments(self) -> Iterator[Transport]:
         """Every segment, in manifest order."""

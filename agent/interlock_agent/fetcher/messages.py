@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 GO = "go"
-KINDS = ("online", "archive", "refresh", "poll")
+KINDS = ("online", "archive", "unpack", "refresh", "poll")
 
 
 @dataclass(frozen=True)

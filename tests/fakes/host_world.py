@@ -97,6 +97,9 @@ class FakeWorkers:
         score = {"metric": "top1", "better": "higher", "kind": "hits", "rows": "1111111110"}
         return Evaluation(10, [{**output, "non_finite": 0}], score, 0.05, 1000)
 
+    async def serves(self, worker: str) -> None:
+        """No limits here."""
+
     async def end(self, worker: str) -> None:
         """It is gone."""
         await self.point(f"end worker {worker}")

@@ -73,6 +73,9 @@ class World:
     async def evaluate(self, worker: str, timeout_s: float) -> Evaluation:
         return Evaluation(0, [], {}, 0.0, 0)
 
+    async def serves(self, worker: str) -> None:
+        pass
+
     async def end(self, worker: str) -> None:
         self.ended.add(worker)
 

@@ -218,7 +218,7 @@ async def test_what_cannot_be_opened_says_why(rig: Rig) -> None:
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"not a model")
     models.seal(folder, UNIT, "1.0.0", 1)
-    with pytest.raises(OrderError, match="load_failed: onnxruntime"):
+    with pytest.raises(OrderError, match=r"load_failed: model\.onnx is no ONNX model"):
         await rig.agent.order(messages.Load(UNIT, 1, str(folder), "candidate", {}))
     models.seal(folder, UNIT, "1.0.0", 1, serve={"runtime": "os", "file": "model.onnx", "outputs": []})
     with pytest.raises(OrderError, match="no backend"):
@@ -227,7 +227,7 @@ async def test_what_cannot_be_opened_says_why(rig: Rig) -> None:
         await rig.load(2, options={"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]})
     with pytest.raises(OrderError, match="load_failed"):
         await rig.load(3, options={"worker_python": "/nonexistent/python"})
-    with pytest.raises(OrderError, match=r"worker_died|load_failed"):
+    with pytest.raises(OrderError, match="out_of_memory"):
         await rig.load(4, options={"memory_limit_bytes": 20 * 1024 * 1024})
     assert (await rig.agent.status())["workers"] == []
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from interlock_agent.host import core, states
-from interlock_agent.host.messages import Loaded, Promoted
+from interlock_agent.host.messages import CODES, Loaded, Promoted
 from interlock_agent.host.ports import Clock, Events, Fronts, Store, Upstream, Workers
 from interlock_agent.host.ports import WorkerError as Refused
 from interlock_agent.host.seat import Seat
@@ -26,6 +26,7 @@ from interlock_agent.host.states import Effect
 log = logging.getLogger("interlock.host")
 
 LOOK_S = 1.0  # how often a lease is looked at: the loop's clock stands still in suspend
+LOST_MAX = 64  # dead workers that are remembered
 RETRY_WRITE_S = 1.0  # how soon a record that the disk refused is tried again
 
 
@@ -42,6 +43,7 @@ class Engine:
         self.seats: dict[str, Seat] = {}
         self.broken: list[str] = []  # state files that were set aside
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._lost: dict[str, str] = {}  # why workers died, for an order that comes too late
         self._configuring = asyncio.Lock()
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -210,6 +212,7 @@ class Engine:
             worker = seat.unit.workers.get(name)
             return Upstream(name, worker.release.name, worker.generation) if worker else None
 
+        await self._workers.serves(effect.live)
         seat.counters = {} if seat.counters.get("worker") != effect.live else seat.counters
         seat.drained = await self._fronts.serve(
             seat.unit.name, upstream(effect.live), upstream(effect.standby), effect.drain_s
@@ -264,7 +267,9 @@ class Engine:
         worker = f"{unit}-{generation}-{self._token}{self._numbers}"
         await self._event(seat, states.Load(generation, worker, role, release))
         try:
-            loaded = await self._workers.start(worker, unit, folder, generation, {**seat.options, **options})
+            loaded = await self._workers.start(
+                worker, unit, folder, generation, {**seat.options, **options, "role": role}
+            )
         except Refused as failed:
             await self._event(seat, states.Died(worker, str(failed)))
             raise
@@ -321,6 +326,9 @@ class Engine:
     def measured(self, worker: str, generation: int) -> str:
         """Fence an order to measure; the worker's id. Raises Refused."""
         seat = self._owner(worker)
+        if worker in self._lost:  # it died between two orders
+            code = self._lost[worker].partition(":")[0]
+            raise Refused(code if code in CODES else "worker_died", self._lost[worker])
         if seat is None or not seat.unit.workers[worker].ready:
             raise Refused("unknown_worker", f"no worker {worker}: it may have died")
         if generation < seat.unit.generation:
@@ -341,6 +349,9 @@ class Engine:
         """Its process ended, it hangs, or the front has lost it."""
         seat = self._owner(worker)
         if seat:
+            self._lost[worker] = reason
+            while len(self._lost) > LOST_MAX:
+                del self._lost[next(iter(self._lost))]
             await self._event(seat, states.Died(worker, reason))
 
     def counted(self, unit: str, worker: str, counters: dict[str, Any]) -> None:

@@ -74,6 +74,9 @@ class Workers(Protocol):
     async def evaluate(self, worker: str, timeout_s: float) -> Evaluation:
         """Raises WorkerError; a worker that hangs is killed."""
 
+    async def serves(self, worker: str) -> None:
+        """It is the live one now: limits that were those of a candidate are lifted to the owner's."""
+
     async def end(self, worker: str) -> None:
         """Begin to end its process, also while it starts; does not wait. An unknown one is no error."""
 

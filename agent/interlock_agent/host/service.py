@@ -22,6 +22,7 @@ from typing import Any
 
 import interlock_agent
 from interlock_agent import __version__
+from interlock_agent.host import cgroups
 from interlock_agent.host.adapters.clock import SystemClock
 from interlock_agent.host.adapters.fronts import ProcessFronts
 from interlock_agent.host.adapters.store import FileStore
@@ -100,7 +101,8 @@ async def serve(settings: Settings) -> None:
     def counted(unit: str, worker: str, counters: dict[str, Any]) -> None:
         engine.counted(unit, worker, counters)
 
-    workers = ProcessWorkers(run, packages, died, settings.worker_python, settings.concurrency)
+    groups = await loop.run_in_executor(None, cgroups.find)
+    workers = ProcessWorkers(run, packages, died, settings.worker_python, settings.concurrency, groups)
     limits = {
         "max_body_bytes": settings.max_body_bytes,
         "answer_timeout_s": settings.answer_timeout_s,

@@ -5,6 +5,7 @@ Rules of the file:
   dependencies, built for another Python, can be picked up by it.
 - Every question has a hard deadline; a worker that misses it is killed (`worker_hung`).
 - After `start` has returned, the end of the process is reported once.
+- What is measured is bound in its memory (`bounds.py`); what ends for want of it is `out_of_memory`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from interlock_agent.host.bounds import Bounds, out_of_memory
+from interlock_agent.host.cgroups import Groups
 from interlock_agent.host.children import Child, child_environment
 from interlock_agent.host.messages import Evaluation, Loaded, Samples, from_fields
 from interlock_agent.host.ports import WorkerError
@@ -39,10 +42,13 @@ class ProcessWorkers:
         died: Callable[[str, str], Awaitable[None]],
         python: str = "",
         concurrency: int = 2,
+        groups: Groups | None = None,
     ) -> None:
         self._sockets, self._records, self._packages = run / "workers", run / "children", packages
         self._died = died
         self._python, self._concurrency = python or sys.executable, concurrency
+        self._groups = groups
+        self._bounds: dict[str, Bounds] = {}
         self._children: dict[str, Child] = {}
         self._asking: dict[str, asyncio.Lock] = {}
         self._watches: set[asyncio.Task[None]] = set()
@@ -63,14 +69,18 @@ class ProcessWorkers:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
             environment[name] = threads
         command = [python, "-m", "interlock_agent.host.worker", "{control}", "{parent}"]
+        bounds = await asyncio.to_thread(Bounds.make, self._groups, worker, options)
         try:
             child = await Child.start(
                 command, self._records, environment, on_line=lambda line: log.info("worker=%s stderr=%r", worker, line)
             )
         except OSError as failure:
+            await asyncio.to_thread(bounds.release)
             raise WorkerError("load_failed", f"{python}: {failure}") from None
-        self._children[worker] = child
+        self._children[worker], self._bounds[worker] = child, bounds
         self._asking[worker] = asyncio.Lock()
+        await asyncio.to_thread(bounds.bind, child.pid)
+        options = {**options, "memory_limit_bytes": bounds.owner, "memory_now_bytes": bounds.own}
         fields = {"worker": worker, "folder": folder, "generation": generation, "options": options}
         child.send({"load": {**fields, "socket": self.upstream(worker)[0]}})
         try:
@@ -94,16 +104,27 @@ class ProcessWorkers:
         self._unwanted.discard(worker)
         with contextlib.suppress(OSError):
             os.unlink(self.upstream(worker)[0])
+        bounds = self._bounds.pop(worker, None)
+        if bounds:
+            await asyncio.to_thread(bounds.release)
         return ended
+
+    async def _how(self, worker: str, child: Child) -> tuple[str, str]:
+        """(code, words) of an end that nobody asked for."""
+        ended = await asyncio.shield(child.ended)
+        words = f"{ended}: {child.last_words()}" if child.lines else ended
+        bounds = self._bounds.get(worker)
+        code = await asyncio.to_thread(bounds.why, ended, child.last_words()) if bounds else "worker_died"
+        return code, words
 
     async def _watch(self, worker: str, child: Child) -> None:
         unwanted = worker in self._unwanted
-        ended = await asyncio.shield(child.ended)
+        code, words = await self._how(worker, child)
         unwanted = unwanted or worker in self._unwanted
         await self._forget(worker, child)
         if not unwanted:
-            ended = self._why.pop(worker, ended)
-            await self._died(worker, f"{ended}: {child.last_words()}" if child.lines else ended)
+            words = words if code == "worker_died" else f"{code}: {words}"
+            await self._died(worker, self._why.pop(worker, words))
 
     async def _answer(self, worker: str, child: Child, timeout_s: float) -> dict[str, Any]:
         try:
@@ -114,16 +135,18 @@ class ProcessWorkers:
             raise WorkerError("worker_hung", f"no answer within {timeout_s:g} s; killed") from None
         except (EOFError, OSError):
             child.kill()
-            ended = await asyncio.shield(child.ended)
+            code, words = await self._how(worker, child)
             if worker in self._unwanted:
                 raise WorkerError("unknown_worker", f"{worker} was superseded or retired meanwhile") from None
-            raise WorkerError("worker_died", f"{ended}: {child.last_words()}") from None
+            raise WorkerError(code, words) from None
         except ValueError as garbage:
             child.kill()
             raise WorkerError("worker_died", f"it spoke nonsense: {garbage}") from None
         error = answer.get("error")
         if error:
-            raise WorkerError(str(error.get("code")), str(error.get("message")))
+            code, message = str(error.get("code")), str(error.get("message"))
+            refused = code in ("load_failed", "inference_failed") and out_of_memory(message)
+            raise WorkerError("out_of_memory" if refused else code, message)
         ok = answer.get("ok")
         return ok if isinstance(ok, dict) else {}
 
@@ -142,6 +165,12 @@ class ProcessWorkers:
     async def evaluate(self, worker: str, timeout_s: float) -> Evaluation:
         """Raises WorkerError."""
         return from_fields(Evaluation, await self._ask(worker, {"evaluate": {}}, timeout_s))
+
+    async def serves(self, worker: str) -> None:
+        """The owner's limit holds for it from now on."""
+        bounds, child = self._bounds.get(worker), self._children.get(worker)
+        if bounds and child and not bounds.lifted:
+            await asyncio.to_thread(bounds.lift, child.pid)
 
     async def end(self, worker: str) -> None:
         """Begin to end it."""

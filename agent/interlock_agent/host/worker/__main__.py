@@ -27,11 +27,12 @@ BACKENDS = {"onnxruntime": "interlock_agent.host.worker.backends.onnxruntime"}
 
 
 def limit(options: dict[str, Any]) -> None:
-    """No core dumps (they hold live inputs), and no more memory than granted."""
+    """No core dumps (they hold live inputs), and no more memory than granted: now, and when it serves."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    granted = int(options.get("memory_limit_bytes") or 0)
-    if granted > 0:
-        resource.setrlimit(resource.RLIMIT_DATA, (granted, granted))
+    owner = int(options.get("memory_limit_bytes") or 0) or resource.RLIM_INFINITY
+    now = int(options.get("memory_now_bytes") or 0) or owner
+    if now != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_DATA, (now, owner))
 
 
 class Worker:
@@ -127,7 +128,8 @@ def main() -> None:
             send_document(control, {"error": {"code": failure.code, "message": failure.message}})
         except Exception as failure:  # noqa: BLE001 - told to the host, who decides
             text = f"{type(failure).__name__}: {failure}"[:2000]
-            send_document(control, {"error": {"code": "load_failed", "message": text}})
+            code = "load_failed" if worker is None else "inference_failed"
+            send_document(control, {"error": {"code": code, "message": text}})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from interlock_agent.core.gate import checks as judge
@@ -17,7 +18,12 @@ STAGES: dict[str, Callable[[Run, Tried], Awaitable[list[CheckResult]]]] = {
     "fast": fast.check,
     "small": small.check,
 }
-CRASHED = frozenset({"worker_died", "worker_hung", "load_failed"})  # the candidate's own fault
+# The candidate's own fault, as the host tells it.
+CRASHED = frozenset(
+    """
+    worker_died worker_hung load_failed inference_failed out_of_memory compiled_context custom_ops external_data
+    """.split()
+)
 
 
 async def judge_variant(run: Run, tried: Tried) -> list[StageResult]:
@@ -37,8 +43,14 @@ async def judge_variant(run: Run, tried: Tried) -> list[StageResult]:
 
 
 async def _guarded(name: str, run: Run, tried: Tried) -> list[CheckResult]:
+    budget, run.candidate_s = run.place.settings.stage_s(name), 0.0
     try:
-        return await STAGES[name](run, tried)
+        return await asyncio.wait_for(STAGES[name](run, tried), budget)
+    except asyncio.TimeoutError:
+        mine = run.candidate_s
+        if mine <= budget / 2:  # the rest went to the twin, to the host, to the machine
+            raise Later(f"{name}: not done within {budget:g} s", code="out_of_time") from None
+        return [CheckResult(check=name, outcome="fail", unit="s", limit=budget, measured=mine, reason="out_of_time")]
     except Refused as error:
         if error.code not in CRASHED:
             raise Later(error.message, code=error.code) from None

@@ -67,6 +67,11 @@ def score_of(document: dict[str, Any]) -> Score:
     return score
 
 
+def comparable(first: Score, second: Score) -> bool:
+    """Whether both are of one metric over as many items."""
+    return (first.kind, first.metric, len(first.rows)) == (second.kind, second.metric, len(second.rows))
+
+
 # --- statistics -----------------------------------------------------------------------------------------------------
 
 
@@ -272,8 +277,7 @@ def bootstrap(theirs: Score, mine: Score, dice: Dice, resamples: int, level: flo
 
 def compare(theirs: Score, mine: Score, dice: Dice, resamples: int, level: float = LEVEL) -> Worse:
     """The paired test that fits the metric. Raises ValueError when the two are not about the same items."""
-    same = (theirs.kind, theirs.metric, len(theirs.rows)) == (mine.kind, mine.metric, len(mine.rows))
-    if not same or not mine.rows:
+    if not comparable(theirs, mine) or not mine.rows:
         raise ValueError("two scores of one metric over the same items are needed")
     if mine.kind == "hits":
         return mcnemar(str(theirs.rows), str(mine.rows), level)

@@ -51,6 +51,8 @@ async def _labelled(run: Run, golden: Golden, mine: dict[str, Any], theirs: dict
             rows.append(judge.trouble("accuracy_drop", "", theirs))
         elif theirs:
             beside = metrics.score_of(theirs)
+            if not metrics.comparable(beside, score):
+                raise ValueError("the incumbent's score is about other items")
         why = why if theirs is None else "not_comparable"
     except (KeyError, ValueError) as strange:
         raise Later(f"the host's evaluation: {strange}", code="bad_evaluation") from None

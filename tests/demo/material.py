@@ -269,7 +269,7 @@ label_output = "target_label"
 [gates]
 accuracy_min = 0.85
 accuracy_drop_max = 0.02
-latency_ms = { p95 = 500.0 }
+latency_ms = {{ p95 = 500.0 }}
 latency_ratio_max = 1.25
 
 [health]

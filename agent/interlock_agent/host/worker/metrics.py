@@ -21,7 +21,7 @@ import numpy as np
 GROUP = "interlock.metrics"  # of entry points: name -> a callable (answers, labels) -> one number an item
 IOU_MIN = 0.5
 ITEM_DETECTIONS_MAX = 100  # the surest of an item count
-DETECTIONS_MAX = 100_000  # of all items together: the agent goes through them some hundred times
+DETECTIONS_MAX = 50_000  # of all items together: the agent goes through them some hundred times
 DIGITS = 9
 
 

@@ -17,9 +17,7 @@ from typing import Any
 
 from interlock_agent.core.records import Quarantined
 
-CRASHES = frozenset(
-    "worker_died worker_hung load_failed inference_failed out_of_memory out_of_time exhausted".split()
-)
+CRASHES = frozenset("worker_died worker_hung load_failed inference_failed out_of_memory out_of_time exhausted".split())
 OWNER = frozenset({"rolled_back"})
 CHECKS = frozenset({"error_rate", "non_finite", "not_alive"})
 

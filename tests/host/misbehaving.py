@@ -1,0 +1,55 @@
+"""Run as the Python of workers: the real worker, which does what a file beside the release's folder says.
+
+`FOLDER.how` holds `WHERE HOW`: in `load`, `evaluate` or `probe`, it ends by a signal (`crash`), never answers (`hang`),
+or takes memory until it is refused some (`memory`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+del sys.path[0]  # this folder's modules are not a worker's
+
+from interlock_agent.host.worker import __main__ as worker  # noqa: E402
+
+TAKEN = 16 * 2**20
+
+
+def misbehave(folder: str, where: str) -> None:
+    """At this point, if it is meant."""
+    file = Path(folder + ".how")
+    if not file.exists() or file.read_text().split()[0] != where:
+        return
+    how = file.read_text().split()[1]
+    if how == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while how == "hang":
+        time.sleep(60)
+    taken = []
+    while how == "memory":
+        taken.append(bytearray(TAKEN))
+
+
+class Misbehaving(worker.Worker):
+    """Otherwise as the real one."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self._where = str(order["folder"])
+        super().__init__(order)
+        misbehave(self._where, "load")
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Where it is asked."""
+        misbehave(self._where, next(iter(question)))
+        return super().answer(question)
+
+
+if __name__ == "__main__":
+    worker.Worker = Misbehaving  # type: ignore[misc]
+    sys.argv = [sys.argv[0], *sys.argv[3:]]  # -m interlock_agent.host.worker CONTROL PARENT
+    worker.main()

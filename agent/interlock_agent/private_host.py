@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -53,13 +54,15 @@ class PrivateHost:
     async def _start(self) -> None:
         file = await asyncio.to_thread(self._prepare)
         libc = ctypes.CDLL(None)
-        with (self._folder / "host.log").open("wb") as log:
+        log = await asyncio.to_thread((self._folder / "host.log").open, "wb")
+        with log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "interlock_agent.host", "run", "--config", str(file)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, "TMPDIR": str(self._folder)},  # a runtime leaves files there, ONNX Runtime's `.ses`
                 start_new_session=True,  # Ctrl-C is for us; the host is asked to end
                 preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
             )
@@ -71,7 +74,8 @@ class PrivateHost:
             for task in waiting:
                 task.cancel()
         if not self._client.connected.is_set():
-            raise Unreachable(f"no host could be started: {self._last_words()}", code="host_away")
+            words = await asyncio.to_thread(self._last_words)
+            raise Unreachable(f"no host could be started: {words}", code="host_away")
 
     def _last_words(self) -> str:
         lines = (self._folder / "host.log").read_text(errors="replace").strip().splitlines()

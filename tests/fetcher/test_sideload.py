@@ -42,15 +42,15 @@ class Device:
         (state / "trust" / "root.json").write_bytes(root)
         self.fetcher = FetcherProcess(state, DEVICE, {}, self.clock, Stored(meta=meta))
 
-    async def open(self, data: bytes) -> Any:
+    async def open(self, data: bytes, *, install: bool = True) -> Any:
         path = self.state / "given.tmp"
         path.write_bytes(data)
         descriptor = os.open(path, os.O_RDONLY)
         path.unlink()
-        return await self.fetcher.archive(descriptor)
+        return await (self.fetcher.archive(descriptor) if install else self.fetcher.unpack(descriptor))
 
-    async def refusal(self, data: bytes) -> str:
-        source = await self.open(data)
+    async def refusal(self, data: bytes, *, install: bool = True) -> str:
+        source = await self.open(data, install=install)
         try:
             await source.manifest()
             await source.proceed(lambda done, of: None)
@@ -177,3 +177,42 @@ async def test_a_device_that_is_not_enrolled_says_so(tmp_path: Path) -> None:
         with pytest.raises(InterlockError) as refused:
             await work
         assert refused.value.code == "not_enrolled"
+
+
+UNPACKED: list[tuple[str, bytes, bool, str]] = [
+    ("signed, with a root here", BUNDLE, True, "verified"),
+    ("for another device: nothing is installed", replace(MINE, devices=("press-8",)).bundle(), True, "verified"),
+    ("signed, without a root here", BUNDLE, False, "not checked: there is no root of trust here"),
+    ("without a permit", MINE.bundle(permit=False), True, "not checked: the bundle carries none"),
+]
+
+
+@pytest.mark.parametrize(("words", "data", "rooted", "said"), UNPACKED, ids=[row[0] for row in UNPACKED])
+async def test_what_is_judged_and_not_installed_says_whether_it_was_believed(
+    tmp_path: Path, words: str, data: bytes, rooted: bool, said: str
+) -> None:
+    device = Device(tmp_path, MINE.root())
+    if not rooted:
+        (tmp_path / "trust" / "root.json").unlink()
+    source = await device.open(data, install=False)
+    try:
+        assert (await source.manifest())["trust"] == {"signature": said}, words
+        done = await source.proceed(lambda part, of: None)
+    finally:
+        await source.abandon()
+    assert (Path(done["folder"]) / "model.onnx").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (Repository().bundle(), "bad_metadata"),
+        (replace(MINE, released=False).bundle(), "not_signed"),
+        (SHORT, "segment_mismatch"),
+    ],
+    ids=["a foreign root", "not signed by its role", "a segment altered"],
+)
+async def test_what_is_judged_must_be_what_it_says(tmp_path: Path, data: bytes, code: str) -> None:
+    device = Device(tmp_path, MINE.root())
+    assert await device.refusal(data, install=False) == code
+    assert not list(tmp_path.rglob("seal.json"))

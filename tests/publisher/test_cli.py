@@ -89,6 +89,28 @@ def test_an_error_is_a_document_for_programs(capsys: Any) -> None:
     assert err.startswith("error[missing_file]")
 
 
+def test_a_check_without_the_agent_says_how_to_get_it(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    code, out, err = run(capsys, "bundle", "check", "x.bundle")
+    assert (code, out) == (3, "")
+    assert err.startswith("error[no_agent]: ")
+    assert "pip install" in err
+
+
+def test_a_check_passes_words_and_exit_code_on(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    agent = tmp_path / "interlock-agent"
+    agent.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words\nexit 4\n')
+    agent.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    words: list[str | Path] = ["--against", tmp_path / "y.bundle", "--svg", "-", "--config", "c.toml", "--json"]
+    assert run(capsys, "bundle", "check", tmp_path / "x.bundle", *words)[0] == 4
+    said = (tmp_path / "words").read_text().split()
+    assert said == ["gate", "--dry-run", f"{tmp_path}/x.bundle", *(str(word) for word in words)]
+
+
 def test_a_defect_is_one_line_too(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("a\nb")

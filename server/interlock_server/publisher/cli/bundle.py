@@ -1,4 +1,4 @@
-"""`interlock bundle …`: init, build, show, verify, export."""
+"""`interlock bundle …`: init, build, show, verify, check, export."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from interlock_server.publisher import (
     archives,
     build,
     bundle_toml,
+    dry_run,
     export,
     golden,
     payload,
@@ -191,6 +192,29 @@ def verify(
     )
     if root is None:
         output.say("that root came from the bundle itself: compare its digest, or give --root")
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .bundle, or a folder with a bundle.toml.")],
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="BUNDLE", help="The incumbent: the same forms.")
+    ] = None,
+    svg: Annotated[
+        str | None, typer.Option("--svg", metavar="FILE", help="Draw the latencies into this file; - is a pipe.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="A device's agent.toml: providers, limits.")
+    ] = None,
+    as_json: output.Json = False,
+) -> None:
+    """Judge a bundle on this machine as a device's gate would: runs [bold]interlock-agent gate --dry-run[/bold].
+
+    Exit codes: 0 accept, 1 reject, 2 asked wrongly, 3 this machine cannot tell, 4 inconclusive.
+
+    Example: interlock bundle check detector-1.4.0.bundle --against detector-1.3.0.bundle
+    """
+    raise typer.Exit(dry_run.run(bundle, against, svg, config, as_json))
 
 
 @app.command("export")

@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
+from interlock_agent import cli
 from interlock_agent.cli import output, report
 from interlock_shared.errors import Invalid
 
@@ -138,3 +139,28 @@ def test_the_picture_is_a_file_or_a_pipe(tmp_path: Path, capsys: pytest.CaptureF
 def test_each_reason_is_one_that_the_gate_gives() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "verdict.md").read_text(encoding="utf-8")
     assert [reason for reason in report.WHY if f"`{reason}`" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "begins"),
+    [
+        (["--json"], '{\n  "distributions"'),
+        (["--svg", "-"], "<svg "),
+        ([], "detector 1.4.0 (fp32) beside 1.3.0: reject"),
+    ],
+    ids=["document", "picture", "table"],
+)
+def test_the_command_asks_for_a_generation_and_shows_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], begins: str
+) -> None:
+    asked: list[Any] = []
+
+    def ask(config: Any, op: str, as_json: bool, **fields: Any) -> dict[str, Any]:
+        asked.append((op, fields))
+        return {"verdict": VERDICT}
+
+    monkeypatch.setattr(output, "ask", ask)
+    monkeypatch.setattr(sys, "argv", ["interlock-agent", "verdict", "detector", "--generation", "7", *words])
+    assert cli.main() == 0
+    assert asked == [("verdict", {"unit": "detector", "generation": 7})]
+    assert capsys.readouterr().out.startswith(begins)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from interlock_agent.adapters.slots import SlotFolders
+from interlock_agent.contract_desk import ContractDesk
 from interlock_agent.core.records import UnitRecord, Wish
 from interlock_agent.core.states import RESTING, Phase
 from interlock_agent.engine import Engine
@@ -32,6 +33,7 @@ class LocalApi:
         self, engine: Engine, ports: Ports, slots: SlotFolders, about: Callable[[], Awaitable[dict[str, Any]]]
     ) -> None:
         self._engine, self._ports, self._slots, self._about = engine, ports, slots, about
+        self._contracts = ContractDesk(slots, self._forgive_payload)
         self._verbs: dict[str, Callable[[dict[str, Any], int, Tell], Awaitable[dict[str, Any]]]] = {
             "status": self._status,
             "history": self._history,
@@ -39,6 +41,7 @@ class LocalApi:
             "install": self._install,
             "rollback": self._rollback,
             "forgive": self._forgive,
+            "contract": self._contract,
             "wait": self._wait,
         }
 
@@ -145,14 +148,29 @@ class LocalApi:
 
     async def _forgive(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
         del descriptor, tell
-        payload = str(fields.get("payload_sha256", ""))
-        count = await self._ports.journal.forgive(payload)
-        stored = self._engine.stored
-        stored.quarantine[:] = [entry for entry in stored.quarantine if entry.payload_sha256 != payload]
-        stored.spent = {key: value for key, value in stored.spent.items() if f":{payload}:" not in key}
+        count = await self._forgive_payload(str(fields.get("payload_sha256", "")))
         if not count:
             raise NotFound("nothing with that payload is in quarantine", code="not_quarantined")
         return {"forgiven": count}
+
+    async def _forgive_payload(self, payload: str, reason: str = "") -> int:
+        """How many entries; with a reason, none where there is one for another reason."""
+        stored = self._engine.stored
+        reasons = {entry.reason for entry in stored.quarantine if entry.payload_sha256 == payload}
+        if reason and reasons != {reason}:
+            return 0
+        count = await self._ports.journal.forgive(payload)
+        stored.quarantine[:] = [entry for entry in stored.quarantine if entry.payload_sha256 != payload]
+        stored.spent = {key: value for key, value in stored.spent.items() if f":{payload}:" not in key}
+        return count
+
+    async def _contract(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        """Shown; with `accept`, the digest of what was shown, it becomes the contract."""
+        del descriptor, tell
+        record, candidate = self._engine.record(self._unit(fields)), fields.get("candidate") is True
+        if "accept" in fields:
+            return await self._contracts.accept(record, candidate, str(fields["accept"]))
+        return await self._contracts.look(record, candidate)
 
     async def _wait(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
         """Until the unit is in one of `phases`, for at most `timeout_s`."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from interlock_agent.cli import change, gate, look, service, verdict
+from interlock_agent.cli import change, contract, gate, look, service, verdict
 from interlock_shared import __version__
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ COMMANDS = (
 )
 for _command in COMMANDS:
     app.command()(_command)
+app.add_typer(contract.app, name="contract")
 
 
 @app.callback(invoke_without_command=True)

@@ -172,11 +172,13 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Samples:
-    """`wall_ns` and `work_ns` (CPU time of the whole worker process) of each run, in order."""
+    """`wall_ns` and `work_ns` (CPU time of the whole worker process) of each run, in order. `memory_bytes`: the peak of
+    the worker's resident memory so far; `resident_bytes`: what it is now, 0 from an older host."""
 
     wall_ns: list[int]
     work_ns: list[int]
     memory_bytes: int
+    resident_bytes: int = 0
 
 
 @dataclass(frozen=True)

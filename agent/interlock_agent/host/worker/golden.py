@@ -25,9 +25,18 @@ REPEATED_ITEMS = 32  # at least so many are run twice, where there are
 
 def memory_bytes() -> int:
     """The peak of this process's resident memory (VmHWM)."""
+    return _status_bytes("VmHWM:")
+
+
+def resident_bytes() -> int:
+    """This process's resident memory now (VmRSS)."""
+    return _status_bytes("VmRSS:")
+
+
+def _status_bytes(field: str) -> int:
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         for line in file:
-            if line.startswith("VmHWM:"):
+            if line.startswith(field):
                 return int(line.split()[1]) * 1024
     return 0
 
@@ -74,7 +83,12 @@ class Golden:
             after, work_after = time.perf_counter_ns(), time.process_time_ns()
             wall.append(after - before)
             work.append(work_after - work_before)
-        return {"wall_ns": wall, "work_ns": work, "memory_bytes": memory_bytes()}
+        return {
+            "wall_ns": wall,
+            "work_ns": work,
+            "memory_bytes": memory_bytes(),
+            "resident_bytes": resident_bytes(),
+        }
 
     def evaluate(self) -> dict[str, Any]:
         """`messages.Evaluation`."""

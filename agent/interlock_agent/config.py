@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from interlock_agent.core.gate import window
 from interlock_agent.core.gate.limits import OwnerLimits
 from interlock_shared.base import Name, describe
 from interlock_shared.errors import Invalid
@@ -28,6 +29,18 @@ Stage = Literal["compatible", "loads", "right", "fast", "small"]
 STAGE_S: dict[str, float] = {"compatible": 60.0, "loads": 60.0, "right": 900.0, "fast": 900.0, "small": 60.0}
 
 DEFAULT_PATH = Path("/etc/interlock/agent.toml")
+
+
+def _one_window(text: str) -> str:
+    window.parse(text)
+    return text
+
+
+Windows = Annotated[
+    tuple[Annotated[str, AfterValidator(_one_window)], ...],
+    BeforeValidator(lambda said: (said,) if isinstance(said, str) else said),
+]
+"""`"01:00-05:00"`, or several in a list."""
 
 
 class _Section(BaseModel):
@@ -57,6 +70,7 @@ class UnitGate(_Section):
     allow_none: bool = False  # a manifest may switch its gates off
     inconclusive_max: int = Field(default=3, ge=1)  # judgements without a result before a person decides
     inconclusive_wait_s: float = Field(default=300.0, ge=0)
+    window: Windows = ()  # when a gate may begin, by the device's own clock; none: at any time
     live_slowdown_max: float = Field(default=1.25, gt=1)  # of the live models' p99 while a gate runs; above, it yields
     budget_s: float = Field(default=60.0, gt=0)  # of measuring speed; what is not known by then is inconclusive
     stage_s: dict[Stage, Limit] = Field(default_factory=dict)  # the longest that a stage may take; see STAGE_S

@@ -141,6 +141,7 @@ class Describer:
         epoch, floor, following = await self._ports.journal.outbox()
         units: dict[str, Any] = document["units"]
         for name, unit in units.items():
+            unit["until"] = _waits_until(self._engine.record(name))
             unit["progress"] = self._engine.shared.progress.get(name)
             unit["host"] = self._units.get(name)
         link = None if self.broker is None else {"connected": self.broker.connected, "trouble": self.broker.trouble}
@@ -151,6 +152,12 @@ class Describer:
             for q in self._engine.stored.quarantine
         ]
         return document
+
+
+def _waits_until(record: UnitRecord) -> str | None:
+    """When a wait ends; None where nothing waits, or for a person."""
+    waits = record.phase == Phase.WAITING.value and record.attempt is not None and record.attempt.until > 0
+    return rfc3339(record.attempt.until) if waits and record.attempt else None
 
 
 def _confirmed(record: UnitRecord) -> str | None:

@@ -28,7 +28,7 @@ def status(as_json: output.AsJson = False, config: output.ConfigPath = None) -> 
         f"[bold]{document['device']}[/]  agent {document['agent']}  host {host}  {escape(online)}", soft_wrap=True
     )
     rows = [
-        (name, _phase(unit), *(unit.get(key) or "–" for key in FACTS), escape(unit.get("reason") or ""))
+        (name, _phase(unit), *(unit.get(key) or "–" for key in FACTS), escape(_why(unit)))
         for name, unit in sorted(document["units"].items())
     ]
     if rows:
@@ -40,6 +40,12 @@ def status(as_json: output.AsJson = False, config: output.ConfigPath = None) -> 
     for entry in document["quarantine"]:
         text = f"{entry['version']} ({entry['payload_sha256'][:12]}…): {entry['reason']} at {entry['at']}"
         output.out.print(f"[red]quarantine[/] {escape(text)}", soft_wrap=True)
+
+
+def _why(unit: dict[str, Any]) -> str:
+    """The reason, and until when it is waited."""
+    why, until = unit.get("reason") or "", unit.get("until")
+    return f"{why}, until {until}" if until else why
 
 
 def _phase(unit: dict[str, Any]) -> str:

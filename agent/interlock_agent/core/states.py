@@ -75,7 +75,7 @@ class Effect(str, Enum):
 
     SPREAD = "spread"  # wait inside the spread -> BEGIN, ALREADY
     FETCH = "fetch"  # -> FETCHED, REFUSED, LATER
-    AWAIT_GATE = "await-gate"  # one gate at a time on a device -> GATE_FREE, EXHAUSTED
+    AWAIT_GATE = "await-gate"  # one gate at a time on a device, in the window -> GATE_FREE, EXHAUSTED, LATER
     GATE = "gate"  # -> ACCEPT, REJECT, INCONCLUSIVE, LATER
     REGATE = "regate"  # -> ACCEPT, REJECT, INCONCLUSIVE, LATER
     FILL_SLOT = "fill-slot"  # -> SLOT_FILLED, LATER
@@ -123,6 +123,7 @@ ROWS: dict[tuple[Phase, Event], Row] = {
     (_P.FETCHING, _E.LATER): Row(_P.WAITING, (_F.WAKE,)),
     (_P.STAGED, _E.GATE_FREE): Row(_P.GATING, (_F.GATE,), spends="try"),
     (_P.STAGED, _E.EXHAUSTED): Row(_P.FAILED, _END, remembers=True),
+    (_P.STAGED, _E.LATER): Row(_P.WAITING, (_F.WAKE,)),
     (_P.GATING, _E.ACCEPT): Row(_P.PASSED, (_F.FILL_SLOT,)),
     (_P.GATING, _E.REJECT): Row(_P.REJECTED, _END, remembers=True),
     (_P.GATING, _E.INCONCLUSIVE): Row(_P.WAITING, (_F.RETIRE, _F.WAKE)),
@@ -209,7 +210,7 @@ RESUME: dict[Phase, Resumption] = {
 EMITS: dict[Effect, tuple[Event, ...]] = {
     _F.SPREAD: (_E.BEGIN, _E.ALREADY),
     _F.FETCH: (_E.FETCHED, _E.REFUSED, _E.LATER),
-    _F.AWAIT_GATE: (_E.GATE_FREE, _E.EXHAUSTED),
+    _F.AWAIT_GATE: (_E.GATE_FREE, _E.EXHAUSTED, _E.LATER),
     _F.GATE: (_E.ACCEPT, _E.REJECT, _E.INCONCLUSIVE, _E.REFUSED, _E.LATER),
     _F.REGATE: (_E.ACCEPT, _E.REJECT, _E.INCONCLUSIVE, _E.LATER),
     _F.FILL_SLOT: (_E.SLOT_FILLED, _E.LATER),

@@ -9,8 +9,10 @@ import json
 from typing import Any
 
 from interlock_agent.core import contract as contracts
+from interlock_agent.core.gate.window import next_opening
 from interlock_agent.core.retry import backoff
 from interlock_agent.core.states import Event
+from interlock_agent.core.times import rfc3339
 from interlock_agent.core.wishes import budget_key
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
@@ -26,14 +28,30 @@ from interlock_shared.limits import ATTEMPTS_MAX
 
 async def await_gate(step: Step) -> Happened:
     """One gate at a time on a device, over all units; then, is a try left? It is spent with the transition, so there
-    must be a host to begin it with: while it is away, nothing is tried."""
+    must be a host to begin it with: while it is away, nothing is tried. What is due when the owner's window is closed
+    waits for it: looked at before the turn, and again when it has come."""
     spent = _spent(step)
     if spent >= ATTEMPTS_MAX:
         return Happened(Event.EXHAUSTED, reason="exhausted", data={"tries": spent})
-    await persistently(step, messages.Status())
-    await step.shared.gate_lock.acquire()
-    step.shared.gate_owner = step.name
+    closed = _closed(step)
+    if closed is None:
+        await persistently(step, messages.Status())
+        await step.shared.gate_lock.acquire()
+        step.shared.gate_owner = step.name
+        closed = _closed(step)
+    if closed is not None:
+        step.shared.release_gate(step.name)
+        return closed
     return Happened(Event.GATE_FREE)
+
+
+def _closed(step: Step) -> Happened | None:
+    """Until when the owner's windows are closed; None where one is open, or there is none."""
+    now = step.ports.clock.now()
+    until = next_opening(step.unit.gate.window, now)
+    if until <= now:
+        return None
+    return Happened(Event.LATER, changes={"until": until}, reason="window", data={"until": rfc3339(until)})
 
 
 def _spent(step: Step) -> int:

@@ -8,11 +8,12 @@ from interlock_agent.core.wishes import budget_key
 from interlock_agent.steps.base import Happened, Step
 from interlock_shared.limits import INTERRUPTIONS_MAX
 
-FOREVER_S = 86_400.0
+LOOK_S = 900.0  # the clock may be set while it is slept by: it is looked at so often
 
 
 async def spread_wait(step: Step) -> Happened:
-    """Wait for the place inside the spread. What is already confirmed and runs needs no second proof."""
+    """Wait for the place inside the spread. What is already confirmed and runs needs no second proof; what is complete
+    here, and is tried again, asks nothing of the server that the spread is to spare."""
     confirmed = step.record.confirmed
     if confirmed is not None and confirmed.manifest_sha256 == step.attempt.wish.manifest_sha256:
         source = step.shared.sources.pop(step.attempt.wish.assignment, None)
@@ -20,7 +21,7 @@ async def spread_wait(step: Step) -> Happened:
             await source.abandon()
         return Happened(Event.ALREADY, reason="already_confirmed")
     seconds = spread(step.shared.device, step.attempt.wish.assignment, step.attempt.wish.spread_s)
-    if seconds > 0:
+    if seconds > 0 and await step.ports.slots.staged(step.name, step.attempt.wish.manifest_sha256) is None:
         await step.ports.clock.sleep(seconds)
     return Happened(Event.BEGIN)
 
@@ -32,7 +33,7 @@ async def wake(step: Step) -> Happened | None:
         return None
     left = until - step.ports.clock.now()
     while left > 0:
-        await step.ports.clock.sleep(min(left, FOREVER_S))
+        await step.ports.clock.sleep(min(left, LOOK_S))
         left = until - step.ports.clock.now()
     return Happened(Event.DUE, changes={"until": 0.0})
 

@@ -106,7 +106,7 @@ fmt: $(READY)  ## format, and mend what the linter can mend
 	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format .
 
 clean:  ## remove what runs left behind: state folders, results, caches
-	@rm -rf .demo .bench .soak bench-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	@rm -rf .demo .models .bench .soak bench-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
 
 distclean: clean  ## the same, and ./.venv

@@ -17,6 +17,7 @@ from tests.demo.material import FIRST, MISFIT, MODEL, SECOND, Release
 from tests.demo.story import SITE, Story
 from tests.demo.table import Report
 from tests.demo.traffic import Traffic
+from tests.models.fetch import fetch
 from tests.rig.fleet import Device, Fleet, RigError
 
 HERE = Path(".demo")
@@ -27,10 +28,8 @@ SITE_LABELS = {"site": "berlin"}
 
 def prepare(report: Report) -> tuple[dict[str, Release], material.Items]:
     """Models from the index, golden data from this machine, release folders."""
-    cache = HERE / "models"
-    first, second, misfit = (material.fetch(published, cache) for published in (FIRST, SECOND, MISFIT))
-    labels = material.labels_of(first)
-    v3_2, v3_3 = first / "model.onnx", second / "model.onnx"
+    v3_2, v3_3, misfit = (fetch(name) for name in (FIRST, SECOND, MISFIT))
+    labels = material.labels_of(v3_2)
     golden = HERE / "golden"
     items = material.golden_files(golden, v3_2, v3_3, labels)
     report.say(f"golden data: {len(items.rows)} real files of {len(set(items.classes.tolist()))} types")
@@ -51,7 +50,7 @@ def prepare(report: Report) -> tuple[dict[str, Release], material.Items]:
         )
     folder = HERE / "releases" / "2.0.0"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(misfit / "model.onnx", folder / "model.onnx")
+    shutil.copy(misfit, folder / "model.onnx")
     (folder / "bundle.toml").write_text(material.misfit_toml("2.0.0"))
     releases["2.0.0"] = Release("2.0.0", folder)
     return releases, items

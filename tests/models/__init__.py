@@ -1,0 +1,1 @@
+"""Real models through the real gate: what is published, not what was made to fit."""

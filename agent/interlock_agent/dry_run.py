@@ -15,7 +15,7 @@ import platform
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,11 @@ from interlock_agent.config import Config, Unit
 from interlock_agent.core import contract as contracts
 from interlock_agent.ports import Stored
 from interlock_agent.private_host import PrivateHost
-from interlock_agent.steps.gate.run import Baseline, Place, Run, Tried
-from interlock_agent.steps.gate.stages import judge_variant
+from interlock_agent.steps.gate.run import Baseline, Place, Run
+from interlock_agent.steps.gate.variants import judge
 from interlock_agent.steps.gate.verdict import verdict
 from interlock_shared import canonical
 from interlock_shared import manifest as manifests
-from interlock_shared.documents import StageResult
 from interlock_shared.errors import Invalid, Later, NotFound
 from interlock_shared.manifest import Manifest
 
@@ -97,7 +96,7 @@ async def _judge(config: Config, bundle: Path, against: str | None, folder: Path
     unit = candidate.manifest.model
     incumbent, contract = await _incumbent(config, unit, against, folder / "against", clock, tell)
     settings = config.units.get(unit, config.defaults)
-    hardware = LocalHardware()
+    hardware = LocalHardware(folder)
     fingerprint = await hardware.fingerprint(settings.worker_python)
     _check_runtime(settings, fingerprint)
     await asyncio.to_thread((folder / "host").mkdir)
@@ -131,22 +130,16 @@ def _run_of(place: Place, candidate: Unpacked, contract: dict[str, Any] | None, 
         prepare=prepare,
         contract=contract,
         incumbent=incumbent,
+        variants=candidate.manifest.variants,
     )
-
-
-async def judge(run: Run) -> tuple[Tried, Sequence[StageResult]]:
-    """What the gate says of the candidate: the variant that it tried, and its stages."""
-    tried = Tried(run.manifest.reference)
-    return tried, await judge_variant(run, tried)
 
 
 async def _verdict(run: Run) -> dict[str, Any]:
     await run.begin()
-    tried, stages = await judge(run)
+    judged = await judge(run)
     made = await verdict(
         run,
-        tried,
-        stages,
+        judged,
         device=platform.node(),
         fingerprint_sha256=canonical.sha256(canonical.encode(run.place.fingerprint)),
         origin="dry-run",

@@ -119,6 +119,26 @@ class Distributions(Signed):
     incumbent: Sketch | None = None
 
 
+class VariantResult(Signed):
+    """What the gate found of one of the variants that it tried."""
+
+    variant: Name
+    outcome: Literal["accept", "reject", "inconclusive"]
+    reason: str
+    message: str
+    stages: tuple[StageResult, ...]
+    distributions: Distributions
+
+
+class Comparison(Signed):
+    """Two variants that both passed, head to head: the rows judge `variant` ÷ `against` at 1."""
+
+    variant: Name
+    against: Name
+    faster: bool  # whether `variant` took the place of `against`
+    checks: tuple[CheckResult, ...]
+
+
 class Verdict(Signed):
     """The gate's product: limits, figures, reasons. Signed by the device's key; raw samples lie beside it."""
 
@@ -144,6 +164,8 @@ class Verdict(Signed):
     incumbent: Incumbent | None
     stages: tuple[StageResult, ...]
     distributions: Distributions  # in short; the raw samples stay on the device
+    others: tuple[VariantResult, ...] = ()  # the variants that were tried beside `variant`
+    comparisons: tuple[Comparison, ...] = ()  # how the fastest of those that passed was found
     environment: dict[str, Any]  # before and after: load, clocks, temperature where the device tells
     samples_sha256: Sha256 | None  # of samples.json, kept beside the verdict on the device
     origin: Literal["rollout", "sideload", "dry-run"] = "rollout"

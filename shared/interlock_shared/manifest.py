@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from interlock_shared import canonical
 from interlock_shared.base import FileName, Finite, Name, Sha256, Signed, Timestamp, Version, check_speakable, validate
 from interlock_shared.errors import Invalid
-from interlock_shared.gates import Gates, Golden, check_gates
+from interlock_shared.gates import Gates, Golden, Parity, check_gates
 from interlock_shared.limits import (
     FILE_MAX_BYTES,
     FILES_MAX,
@@ -121,24 +121,41 @@ class Signature(Signed):
         return {name: value for name, value in said.items() if value}
 
 
+Fact = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]*$", max_length=64)]
+
+
 class Requirement(Signed):
     """A fact of the device's fingerprint, compared with a value. Versions compare as versions."""
 
-    fact: str = Field(pattern=r"^[a-z][a-z0-9_.]*$", max_length=64)
+    fact: Fact
     op: Literal["==", "!=", ">=", ">", "<=", "<", "in"]
     value: str | int | Finite | tuple[str, ...]
 
 
 class Variant(Signed):
-    """One form of the model. The one with `reference` is what the others are compared with."""
+    """One form of the model. The one with `reference` is what the others are compared with.
+
+    A compiled form runs nowhere but on what it was compiled for: `built_for` names those facts of the fingerprint, each
+    of which must be the very same there.
+    """
 
     name: Name
     runtime: Literal["onnxruntime"] = "onnxruntime"
     file: FileName
     reference: bool = False
     requires: tuple[Requirement, ...] = ()
+    parity: dict[str, Parity] = Field(default_factory=dict)  # output name -> how close; else as `golden` says
     compiled_context: bool = False  # the file holds compiled contexts (EPContext nodes): native code, run when opened
+    built_for: dict[Fact, str | int] = Field(default_factory=dict)
     custom_ops: tuple[str, ...] = Field(default=(), max_length=16)  # domains of operators that no runtime has by itself
+
+    @model_validator(mode="after")
+    def _compiled_somewhere(self) -> Variant:
+        if self.compiled_context and not {"gpu", "driver"} <= set(self.built_for):
+            raise ValueError("built_for: a compiled form names at least the gpu and the driver that it was built for")
+        if self.reference and self.built_for:
+            raise ValueError("built_for: the reference runs anywhere; a compiled form cannot be it")
+        return self
 
 
 class SegmentRef(Signed):
@@ -225,6 +242,10 @@ class Manifest(Signed):
             raise ValueError("exactly one variant is the reference")
         if sum(len(file.segments) for file in self.files) > SEGMENTS_MAX:
             raise ValueError(f"more than {SEGMENTS_MAX} segments")
+        for variant in self.variants:
+            unknown = set(variant.parity) - {tensor.name for tensor in self.signature.outputs}
+            if unknown:
+                raise ValueError(f"variant {variant.name}: parity: no such output: {', '.join(sorted(unknown))}")
         self._golden_fits(names)
         return self
 
@@ -277,9 +298,9 @@ class Manifest(Signed):
         """
         served = sorted({variant.file for variant in self.variants})
         declared = self.signature.declared() | {
-            variant.name: [variant.compiled_context, *variant.custom_ops]
+            variant.name: [variant.compiled_context, variant.built_for, *variant.custom_ops]
             for variant in self.variants
-            if variant.compiled_context or variant.custom_ops
+            if variant.compiled_context or variant.built_for or variant.custom_ops
         }
         document: dict[str, Any] = {
             "files": [[name, [[s.sha256, s.size] for s in self.file(name).segments]] for name in served],

@@ -16,7 +16,10 @@ def seal(manifest: Manifest, manifest_sha256: str, variant: str, generation: int
     chosen = next((one for one in manifest.variants if one.name == variant), None)
     if chosen is None:
         raise KeyError(variant)
-    golden = manifest.golden
+    golden = None if manifest.golden is None else manifest.golden.model_dump(mode="json")
+    if golden is not None:
+        closeness = {name: rule.model_dump(mode="json") for name, rule in chosen.parity.items()}
+        golden["parity"] = {**golden["parity"], **closeness}
     return {
         "schema": SCHEMA,
         "model": manifest.model,
@@ -35,7 +38,7 @@ def seal(manifest: Manifest, manifest_sha256: str, variant: str, generation: int
             "compiled_context": chosen.compiled_context,
             "custom_ops": list(chosen.custom_ops),
         },
-        "golden": None if golden is None else golden.model_dump(mode="json"),
+        "golden": golden,
         "files": [
             {"name": f.name, "size": f.size, "segments": [s.model_dump(mode="json") for s in f.segments]}
             for f in manifest.files

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from interlock_agent.host.messages import Evaluation, Loaded, Promoted, Samples
+from interlock_agent.host.messages import Evaluation, Loaded, Probe, Promoted, Samples
 from interlock_agent.host.ports import Upstream, WorkerError
 from tests.fakes.disk import Disk
 from tests.fakes.host_store import release_of
@@ -77,16 +77,16 @@ class FakeWorkers:
             raise WorkerError("unknown_worker", f"no worker {worker}")
         return running
 
-    async def probe(self, worker: str, first: int, runs: int, timeout_s: float) -> Samples:
+    async def probe(self, order: Probe) -> Samples:
         """Times by its conduct."""
-        conduct = self._alive(worker).conduct
+        conduct, runs = self._alive(order.worker).conduct, order.runs
         if not conduct.golden:
             raise WorkerError("no_golden", "no golden data")
         await asyncio.sleep(0.01)
         one = 1000.0 * conduct.ratio * (0.5 + 2 * self.dice() if conduct.noise else 1.0)
-        return Samples([int(one)] * runs, [int(one)] * runs, 1000)
+        return Samples([int(one)] * runs, [int(one)] * runs, 1000, elapsed_ns=int(one) * runs // order.concurrency)
 
-    async def evaluate(self, worker: str, timeout_s: float) -> Evaluation:
+    async def evaluate(self, worker: str, timeout_s: float, answers: str = "") -> Evaluation:
         """The golden set by its conduct."""
         conduct = self._alive(worker).conduct
         await asyncio.sleep(0.05)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from interlock_agent.host.engine import Engine
-from interlock_agent.host.messages import Evaluation, Loaded, Promoted, Samples
+from interlock_agent.host.messages import Evaluation, Loaded, Probe, Promoted, Samples
 from interlock_agent.host.ports import Upstream, WorkerError
 from interlock_agent.host.states import Release
 
@@ -67,10 +67,10 @@ class World:
             raise WorkerError("load_failed", "it does not open")
         return Loaded(worker, 1, [], [], [], False, 0.0, 0, "fake")
 
-    async def probe(self, worker: str, first: int, runs: int, timeout_s: float) -> Samples:
-        return Samples([1] * runs, [1] * runs, 0)
+    async def probe(self, order: Probe) -> Samples:
+        return Samples([1] * order.runs, [1] * order.runs, 0)
 
-    async def evaluate(self, worker: str, timeout_s: float) -> Evaluation:
+    async def evaluate(self, worker: str, timeout_s: float, answers: str = "") -> Evaluation:
         return Evaluation(0, [], {}, 0.0, 0)
 
     async def serves(self, worker: str) -> None:

@@ -114,7 +114,7 @@ async def judged(rig: Rig, host: HostClient, row: Row, generation: int, python: 
         UNIT, generation, settings, "127.0.0.1:0", {"gpu": "none"}, host, clock, hardware, lambda **progress: None
     )
     contract = contract_of(the_manifest(golden=True).signature)
-    run = Run(place, manifest, "0" * 64, prepare, contract, Baseline("1.0.0", "1" * 64, str(twin)))
+    run = Run(place, manifest, "0" * 64, prepare, contract, Baseline("1.0.0", "1" * 64, str(twin)), manifest.variants)
     tried = Tried(manifest.reference)
     await run.begin()
     try:

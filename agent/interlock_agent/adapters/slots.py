@@ -141,6 +141,7 @@ class SlotFolders:
                     return  # done before the cut
                 raise Later(f"{unit}: the staged folder is gone", code="staging_lost")
             durable.make_folder(self._unit(unit))
+            (incoming / OURS / "answers.npz").unlink(missing_ok=True)  # what the gate compared variants with
             for kind in ("", ".samples"):
                 kept = self._verdicts(unit) / f"{generation}{kind}.json"
                 if kept.exists():

@@ -146,10 +146,10 @@ class Control:
         return asdict(await self._engine().load(o.unit, o.generation, o.folder, o.role, o.options))
 
     async def _probe(self, o: messages.Probe) -> dict[str, Any]:
-        return asdict(await self._engine().probe(o.worker, o.generation, o.first, o.runs, o.timeout_s))
+        return asdict(await self._engine().probe(o))
 
     async def _evaluate(self, o: messages.Evaluate) -> dict[str, Any]:
-        return asdict(await self._engine().evaluate(o.worker, o.generation, o.timeout_s))
+        return asdict(await self._engine().evaluate(o.worker, o.generation, o.timeout_s, o.answers))
 
     async def _promote(self, o: messages.Promote) -> dict[str, Any]:
         engine = self._engine()

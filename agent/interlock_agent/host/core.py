@@ -191,7 +191,8 @@ def promote(unit: Unit, event: s.Promote, now: float, at: float) -> Step:
         return unit, (s.Refuse("not_promotable", f"{worker.role} of generation {worker.generation}"),)
     if event.slot not in s.SLOTS or event.slot == unit.confirmed_slot:
         return unit, (s.Refuse("bad_request", f"slot {event.slot!r} cannot hold a trial"),)
-    if event.found is None or event.found.manifest != worker.release.manifest:
+    loaded = (worker.release.manifest, worker.release.variant)
+    if event.found is None or (event.found.manifest, event.found.variant) != loaded:
         return unit, (s.Refuse("bad_request", f"slot {event.slot} does not hold what {worker.id} has loaded"),)
     trial = s.Trial(event.generation, event.slot, worker.id, worker.release, event.lease_s, now + event.lease_s)
     standby = unit.live

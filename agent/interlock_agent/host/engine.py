@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from interlock_agent.host import core, states
-from interlock_agent.host.messages import CODES, Loaded, Promoted
+from interlock_agent.host.messages import CODES, Loaded, Probe, Promoted, Samples
 from interlock_agent.host.ports import Clock, Events, Fronts, Store, Upstream, Workers
 from interlock_agent.host.ports import WorkerError as Refused
 from interlock_agent.host.seat import Seat
@@ -335,13 +335,14 @@ class Engine:
             raise Refused("stale_generation", f"generation {generation} is older than {seat.unit.generation}")
         return worker
 
-    async def probe(self, worker: str, generation: int, first: int, runs: int, timeout_s: float) -> Any:
+    async def probe(self, order: Probe) -> Samples:
         """Measure latency. Raises Refused."""
-        return await self._workers.probe(self.measured(worker, generation), first, runs, timeout_s)
+        self.measured(order.worker, order.generation)
+        return await self._workers.probe(order)
 
-    async def evaluate(self, worker: str, generation: int, timeout_s: float) -> Any:
+    async def evaluate(self, worker: str, generation: int, timeout_s: float, answers: str = "") -> Any:
         """Run the golden set. Raises Refused."""
-        return await self._workers.evaluate(self.measured(worker, generation), timeout_s)
+        return await self._workers.evaluate(self.measured(worker, generation), timeout_s, answers)
 
     # --- what the world reports -----------------------------------------------------------------------------------
 

@@ -52,23 +52,30 @@ class Load:
 
 @dataclass(frozen=True)
 class Probe:
-    """Measure latency: run `runs` inferences of one golden item each, one after the other, starting at golden
-    item `first` (modulo the number of items). Answer: `Samples`. `timeout_s` ends a hanging worker."""
+    """Measure latency: run `runs` inferences of one golden item each, starting at golden item `first` (modulo the
+    number of items), one after the other, or `concurrency` of them at a time. Answer: `Samples`. `timeout_s` ends a
+    hanging worker. `nice`: how much nicer than the host the worker is, until it is told otherwise or serves."""
 
     worker: str
     generation: int
     first: int
     runs: int
     timeout_s: float = 60.0
+    concurrency: int = 1
+    nice: int = 0
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Run the whole golden set in batches, and its first items once more. Answer: `Evaluation`."""
+    """Run the whole golden set in batches, and its first items once more. Answer: `Evaluation`.
+
+    `answers`, for outputs of which nothing is expected: `keep` leaves this worker's answers in its folder (under
+    `.interlock/`), `compare` takes what is there as expected: how a variant is compared with the reference."""
 
     worker: str
     generation: int
     timeout_s: float = 300.0
+    answers: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,12 +180,16 @@ class Loaded:
 @dataclass(frozen=True)
 class Samples:
     """`wall_ns` and `work_ns` (CPU time of the whole worker process) of each run, in order. `memory_bytes`: the peak of
-    the worker's resident memory so far; `resident_bytes`: what it is now, 0 from an older host."""
+    the worker's resident memory so far; `resident_bytes`: what it is now, 0 from an older host. `elapsed_ns`: of all
+    runs together on the wall, 0 from an older host. Of runs at a time the work is shared out evenly. `nice`: what held;
+    0 where a niceness could not be undone, and so was not raised."""
 
     wall_ns: list[int]
     work_ns: list[int]
     memory_bytes: int
     resident_bytes: int = 0
+    elapsed_ns: int = 0
+    nice: int = 0
 
 
 @dataclass(frozen=True)

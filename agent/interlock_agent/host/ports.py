@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from interlock_agent.host.messages import Evaluation, Loaded, Promoted, Samples
+from interlock_agent.host.messages import Evaluation, Loaded, Probe, Promoted, Samples
 from interlock_agent.host.states import Release
 
 
@@ -68,14 +68,14 @@ class Workers(Protocol):
         """Start one and wait until it has loaded. Raises WorkerError; then no process is left. From the return on
         the end of the process is reported to the engine as `worker_died`."""
 
-    async def probe(self, worker: str, first: int, runs: int, timeout_s: float) -> Samples:
+    async def probe(self, order: Probe) -> Samples:
         """Raises WorkerError; a worker that hangs is killed."""
 
-    async def evaluate(self, worker: str, timeout_s: float) -> Evaluation:
+    async def evaluate(self, worker: str, timeout_s: float, answers: str = "") -> Evaluation:
         """Raises WorkerError; a worker that hangs is killed."""
 
     async def serves(self, worker: str) -> None:
-        """It is the live one now: limits that were those of a candidate are lifted to the owner's."""
+        """It is the live one now: a candidate's limits are lifted to the owner's, and it is no longer made nicer."""
 
     async def end(self, worker: str) -> None:
         """Begin to end its process, also while it starts; does not wait. An unknown one is no error."""

@@ -35,6 +35,7 @@ class Release:
     version: str
     manifest: str  # SHA-256 of the manifest, hex
     generation: int  # that the seal names
+    variant: str = ""
 
     @property
     def name(self) -> str:

@@ -16,8 +16,8 @@ from interlock_agent.core.times import rfc3339
 from interlock_agent.core.wishes import budget_key
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
-from interlock_agent.steps.gate.run import Baseline, Place, Run, Tried
-from interlock_agent.steps.gate.stages import judge_variant
+from interlock_agent.steps.gate.run import Baseline, Place, Run
+from interlock_agent.steps.gate.variants import judge
 from interlock_agent.steps.gate.verdict import samples_document, verdict
 from interlock_agent.steps.switching import persistently
 from interlock_shared import canonical
@@ -81,6 +81,7 @@ async def gate(step: Step) -> Happened:
             prepare=prepare,
             contract=await _contract(step),
             incumbent=await _incumbent(step),
+            variants=manifest.variants,
         )
         return await _run(step, run)
     except Later as error:
@@ -98,6 +99,7 @@ async def regate(step: Step) -> Happened:
     slots = step.ports.slots
     async with step.shared.gate_lock:
         manifest = manifests.parse(await slots.manifest_of(step.name, confirmed.slot))
+        served = (await slots.seal_of(step.name, confirmed.slot) or {}).get("variant", manifest.reference.name)
 
         async def prepare(variant: str) -> str:
             del variant
@@ -112,6 +114,7 @@ async def regate(step: Step) -> Happened:
                 prepare=prepare,
                 contract=await _contract(step),
                 incumbent=None,
+                variants=tuple(variant for variant in manifest.variants if variant.name == served),
             ),
         )
 
@@ -152,26 +155,28 @@ async def _incumbent(step: Step) -> Baseline | None:
 
 async def _run(step: Step, run: Run) -> Happened:
     """Write and sign the verdict, keep it with its samples, and say what it means for the attempt."""
-    tried = Tried(run.manifest.reference)
     await run.begin()
     try:
-        stages = await judge_variant(run, tried)
+        judged = await judge(run)
     finally:
         await run.retire(run.twin)
     origin = step.record.attempt.wish.origin if step.record.attempt else "rollout"
     made = await verdict(
         run,
-        tried,
-        stages,
+        judged,
         device=step.shared.device,
         fingerprint_sha256=step.shared.fingerprint_sha256,
         origin="sideload" if origin == "sideload" else "rollout",
     )
     envelope = step.ports.signer.sign_verdict(made)
     document = canonical.encode(made.model_dump(mode="json", by_alias=True))
-    await step.ports.slots.keep_verdict(step.name, step.record.generation, document, samples_document(tried))
+    await step.ports.slots.keep_verdict(step.name, step.record.generation, document, samples_document(judged))
     data = {"envelope": json.loads(envelope), "message": made.message, "outcome": made.outcome}
-    changes: dict[str, Any] = {"payload_sha256": run.payload_sha256, "variant": made.variant, "worker": tried.worker}
+    changes: dict[str, Any] = {
+        "payload_sha256": run.payload_sha256,
+        "variant": made.variant,
+        "worker": judged.chosen.worker,
+    }
     if made.outcome == "accept":
         return Happened(Event.ACCEPT, changes=changes, reason="ok", data=data)
     if made.outcome == "reject":

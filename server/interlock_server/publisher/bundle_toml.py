@@ -21,7 +21,7 @@ from interlock_shared.base import FileName, Finite, Name, Signed, Timestamp, Ver
 from interlock_shared.errors import Invalid, NotFound
 from interlock_shared.gates import Gates, Golden, Parity
 from interlock_shared.limits import FILES_MAX, MIB, RANK_MAX
-from interlock_shared.manifest import COMMAND_KEYS, Health, Provenance, Requirement
+from interlock_shared.manifest import COMMAND_KEYS, Fact, Health, Provenance, Requirement
 
 FILE_NAME = "bundle.toml"
 BUNDLE_TOML_MAX_BYTES = 1 * MIB  # a person writes it
@@ -54,7 +54,9 @@ class VariantEntry(Signed):
     runtime: Literal["onnxruntime"] = "onnxruntime"
     reference: bool | None = None
     requires: tuple[Requirement, ...] = ()
+    parity: dict[str, Parity] = Field(default_factory=dict)
     compiled_context: bool = False
+    built_for: dict[Fact, str | int] = Field(default_factory=dict)
     custom_ops: tuple[str, ...] = ()
 
 

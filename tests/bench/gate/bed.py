@@ -113,7 +113,7 @@ class Bed:
             return self.slot(unit, cell.turns)
 
         incumbent = Baseline("1.0.0", "0" * 64, self.slot(unit, TURNS))
-        run = Run(place, manifest, "1" * 64, prepare, None, incumbent)
+        run = Run(place, manifest, "1" * 64, prepare, None, incumbent, manifest.variants)
         return run, Tried(manifest.reference)
 
     async def ready(self, cell: Cell, number: int) -> Measure:

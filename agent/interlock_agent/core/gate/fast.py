@@ -21,6 +21,8 @@ LOOKS = (12, 17, 24, 34, 48, 68, 96, 136, 192)  # pairs after which the ratio is
 ERROR_BUDGET = 0.02  # over all looks together, and one more when the time is up; split evenly
 LOOK_CONFIDENCE = 1 - ERROR_BUDGET / (len(LOOKS) + 1)
 
+FASTER = 0.97  # a variant is faster than another when its ratio lies below this; a smaller gain is not worth asking for
+
 BLOCK_NS = 30_000_000  # a block is long against the clock and the scheduler's slice, short against a change of load
 BLOCK_RUNS_MAX = 25
 ABSOLUTE_RUNS = 100  # inferences that a quantile is taken of at least

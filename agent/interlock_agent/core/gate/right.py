@@ -26,16 +26,19 @@ ROUNDING = 1e-9  # a difference of sums is this exact
 # --- golden outputs ---------------------------------------------------------------------------------------------------
 
 
-def parity(outputs: Sequence[dict[str, Any]], golden: Golden) -> list[CheckResult]:
-    """No NaN or Inf, and what each output's entry of `golden.parity` asks; without one, each value in tolerance."""
-    rows = []
+def parity(
+    outputs: Sequence[dict[str, Any]], golden: Golden, own: Mapping[str, Parity] | None = None
+) -> list[CheckResult]:
+    """No NaN or Inf, and what each output's rule asks, the variant's own before `golden`'s; without one, each value in
+    tolerance."""
+    rows, rules = [], {**golden.parity, **(own or {})}
     for output in outputs:
         name = str(output["name"])
         if output.get("non_finite"):
             detail = {"output": name, "values": int(output["non_finite"])}
             rows.append(CheckResult(check="finite", outcome="fail", reason="non_finite_output", detail=detail))
         if output.get("compared"):
-            rows += _compared(output, golden.parity.get(name, Parity(rtol=golden.rtol, atol=golden.atol)))
+            rows += _compared(output, rules.get(name, Parity(rtol=golden.rtol, atol=golden.atol)))
     return rows
 
 

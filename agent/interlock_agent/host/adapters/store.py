@@ -109,7 +109,11 @@ class FileStore:
                 with (Path(folder) / ".interlock" / "seal.json").open("rb") as file:
                     seal = json.loads(file.read(MAX_SEAL_BYTES))
                 return Release(
-                    str(seal["model"]), str(seal["version"]), str(seal["manifest_sha256"]), int(seal["generation"])
+                    str(seal["model"]),
+                    str(seal["version"]),
+                    str(seal["manifest_sha256"]),
+                    int(seal["generation"]),
+                    str(seal["variant"]),
                 )
             except (OSError, ValueError, KeyError, TypeError):
                 return None

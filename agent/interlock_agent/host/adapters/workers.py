@@ -20,10 +20,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from interlock_agent.host import niceness
 from interlock_agent.host.bounds import Bounds, out_of_memory
 from interlock_agent.host.cgroups import Groups
 from interlock_agent.host.children import Child, child_environment
-from interlock_agent.host.messages import Evaluation, Loaded, Samples, from_fields
+from interlock_agent.host.messages import Evaluation, Loaded, Probe, Samples, from_fields
 from interlock_agent.host.ports import WorkerError
 
 log = logging.getLogger("interlock.host")
@@ -52,6 +53,7 @@ class ProcessWorkers:
         self._children: dict[str, Child] = {}
         self._asking: dict[str, asyncio.Lock] = {}
         self._watches: set[asyncio.Task[None]] = set()
+        self._nice: dict[str, int] = {}
         self._unwanted: set[str] = set()
         self._why: dict[str, str] = {}  # it was killed
 
@@ -101,6 +103,7 @@ class ProcessWorkers:
         ended = await asyncio.shield(child.ended)
         self._children.pop(worker, None)
         self._asking.pop(worker, None)
+        self._nice.pop(worker, None)
         self._unwanted.discard(worker)
         with contextlib.suppress(OSError):
             os.unlink(self.upstream(worker)[0])
@@ -158,16 +161,25 @@ class ProcessWorkers:
             child.send(question)
             return await self._answer(worker, child, timeout_s)
 
-    async def probe(self, worker: str, first: int, runs: int, timeout_s: float) -> Samples:
+    async def probe(self, order: Probe) -> Samples:
         """Raises WorkerError."""
-        return from_fields(Samples, await self._ask(worker, {"probe": {"first": first, "runs": runs}}, timeout_s))
+        await self._be_nice(order.worker, order.nice)
+        question = {"first": order.first, "runs": order.runs, "concurrency": order.concurrency}
+        answer = await self._ask(order.worker, {"probe": question}, order.timeout_s)
+        return from_fields(Samples, {**answer, "nice": self._nice.get(order.worker, 0)})
 
-    async def evaluate(self, worker: str, timeout_s: float) -> Evaluation:
+    async def _be_nice(self, worker: str, nice: int) -> None:
+        child = self._children.get(worker)
+        if child and nice != self._nice.get(worker, 0):
+            self._nice[worker] = await asyncio.to_thread(niceness.be_nicer, child.pid, nice)
+
+    async def evaluate(self, worker: str, timeout_s: float, answers: str = "") -> Evaluation:
         """Raises WorkerError."""
-        return from_fields(Evaluation, await self._ask(worker, {"evaluate": {}}, timeout_s))
+        return from_fields(Evaluation, await self._ask(worker, {"evaluate": {"answers": answers}}, timeout_s))
 
     async def serves(self, worker: str) -> None:
-        """The owner's limit holds for it from now on."""
+        """The owner's limit holds for it from now on, and it steps back for nobody."""
+        await self._be_nice(worker, 0)
         bounds, child = self._bounds.get(worker), self._children.get(worker)
         if bounds and child and not bounds.lifted:
             await asyncio.to_thread(bounds.lift, child.pid)

@@ -100,9 +100,10 @@ class Worker:
                 session = names.measured(session, self._folder.seal["serve"], folder.seal["serve"])
             self._golden = golden.Golden(folder, session, self._metrics)
         if "probe" in question:
-            found = self._golden.probe(int(question["probe"]["first"]), int(question["probe"]["runs"]))
+            probe = question["probe"]
+            found = self._golden.probe(int(probe["first"]), int(probe["runs"]), int(probe.get("concurrency", 1)))
         else:
-            found = self._golden.evaluate()
+            found = self._golden.evaluate(str(question["evaluate"].get("answers", "")))
         return dict(found)
 
 

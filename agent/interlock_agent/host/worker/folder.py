@@ -49,6 +49,10 @@ class Folder:
         self._entry(name)
         return f"/proc/self/fd/{self._descriptor}/{name}"
 
+    def ours(self, name: str) -> str:
+        """A path to a file of ours beside the seal, not sealed itself."""
+        return f"/proc/self/fd/{self._descriptor}/.interlock/{name}"
+
     def _entry(self, name: str) -> Any:
         if name not in self._files or "/" in name or name in ("", ".", ".."):
             raise LoadError("corrupt", f"the seal does not list {name!r}")

@@ -10,16 +10,18 @@ Rules of the file:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from interlock_agent.host.worker import metrics, parity
+from interlock_agent.host.worker import metrics, parity, together
 from interlock_agent.host.worker.errors import LoadError
 from interlock_agent.host.worker.folder import Folder
 from interlock_agent.host.worker.inference import Backend
 
+ANSWERS = "answers.npz"  # of the reference, beside the seal
+ANSWERS_MAX_BYTES = 64 * 1024 * 1024  # of one output; the first items must do where all are more
 REPEATED_ITEMS = 32  # at least so many are run twice, where there are
 
 
@@ -48,7 +50,7 @@ class Golden:
         described = folder.seal.get("golden")
         if not described:
             raise LoadError("no_golden", "the release has no golden data")
-        self._described, self._backend, self._allowed = described, backend, allowed
+        self._folder, self._described, self._backend, self._allowed = folder, described, backend, allowed
         try:
             with np.load(folder.path(described["file"]), allow_pickle=False) as arrays:
                 self._inputs = {name: arrays[key] for name, key in described["inputs"].items()}
@@ -73,9 +75,17 @@ class Golden:
             for name, array in self._inputs.items()
         }
 
-    def probe(self, first: int, runs: int) -> dict[str, Any]:
-        """`messages.Samples`."""
+    def probe(self, first: int, runs: int, concurrency: int = 1) -> dict[str, Any]:
+        """`messages.Samples`, without what only the host knows."""
+        if concurrency > 1:
+            times = together.measure(
+                lambda number: self._backend.run(self._outputs, self._feed((first + number) % self.items, 1)),
+                runs,
+                concurrency,
+            )
+            return {**times, "memory_bytes": memory_bytes(), "resident_bytes": resident_bytes()}
         wall, work = [], []
+        began = time.perf_counter_ns()
         for number in range(runs):
             feed = self._feed((first + number) % self.items, 1)
             work_before, before = time.process_time_ns(), time.perf_counter_ns()
@@ -86,33 +96,47 @@ class Golden:
         return {
             "wall_ns": wall,
             "work_ns": work,
+            "elapsed_ns": time.perf_counter_ns() - began,
             "memory_bytes": memory_bytes(),
             "resident_bytes": resident_bytes(),
         }
 
-    def evaluate(self) -> dict[str, Any]:
-        """`messages.Evaluation`."""
+    def _reference(self) -> dict[str, Any]:
+        """What the reference answered, by output. Raises LoadError."""
+        try:
+            with np.load(self._folder.ours(ANSWERS), allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays}
+        except (OSError, ValueError) as error:
+            raise LoadError("corrupt", f"the reference's answers: {error}") from None
+
+    def evaluate(self, answers: str = "") -> dict[str, Any]:
+        """`messages.Evaluation`. Raises LoadError."""
         began = time.perf_counter()
+        wanted = self._expected if answers != "compare" else {**self._reference(), **self._expected}
+        kept_answers = Answers(name for name in self._outputs if name not in wanted and answers == "keep")
         dynamic = all(entry["shape"][:1] == [-1] for entry in self._backend.inputs)
         batch = max(1, int(self._described.get("batch") or 1)) if dynamic and not self._bare else 1
-        outputs = {name: self._output(name) for name in self._outputs}
+        outputs = {name: self._output(name, name in wanted) for name in self._outputs}
         label_output = self._described.get("label_output")
         score = metrics.Score(self._described, self.items, self._allowed)
         labelled = self._labels is not None and label_output in outputs
         kept: list[list[Any]] = []
         for first in range(0, self.items, batch):
-            answers = self._backend.run(self._outputs, self._feed(first, batch))
-            for name, answer in zip(self._outputs, answers):  # noqa: B905 - one length
-                expected = self._expected[name][first : first + batch] if name in self._expected else None
+            found = self._backend.run(self._outputs, self._feed(first, batch))
+            for name, answer in zip(self._outputs, found):  # noqa: B905 - one length
+                expected = wanted[name][first : first + batch] if name in wanted else None
                 outputs[name].take(answer, expected)
+                kept_answers.take(name, answer, min(batch, self.items - first))
                 if name == label_output and self._labels is not None:
                     score.take(answer, self._labels[first : first + batch])
             if first < REPEATED_ITEMS:
-                kept.append(answers)
-        for number, answers in enumerate(kept):
+                kept.append(found)
+        for number, found in enumerate(kept):
             again = self._backend.run(self._outputs, self._feed(number * batch, batch))
-            for name, answer, second in zip(self._outputs, answers, again):  # noqa: B905 - one length
+            for name, answer, second in zip(self._outputs, found, again):  # noqa: B905 - one length
                 outputs[name].take_again(answer, second)
+        if answers == "keep":
+            kept_answers.write(self._folder)
         return {
             "items": self.items,
             "outputs": [outputs[name].document() for name in self._outputs],
@@ -123,11 +147,38 @@ class Golden:
             "memory_bytes": memory_bytes(),
         }
 
-    def _output(self, name: str) -> parity.Output:
+    def _output(self, name: str, compared: bool) -> parity.Output:
         described = self._described
         rule = described.get("parity", {}).get(name, {})
         rtol, atol = float(described.get("rtol", 1e-3)), float(described.get("atol", 1e-4))
-        return parity.Output(name, name in self._expected, rule, rtol, atol)
+        return parity.Output(name, compared, rule, rtol, atol)
+
+
+class Answers:
+    """Outputs as they come, batch by batch, to be compared with later. One that has no item axis is left out."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._parts: dict[str, list[Any]] = {name: [] for name in names}
+        self._full: set[str] = set()
+
+    def take(self, name: str, answer: Any, items: int) -> None:
+        """One batch of so many items."""
+        if name not in self._parts or name in self._full:
+            return
+        array = np.asarray(answer)
+        array = array[None] if items == 1 and array.shape[:1] != (1,) else array
+        if array.shape[:1] != (items,) or array.dtype.kind not in "fiub":
+            del self._parts[name]
+            return
+        self._parts[name].append(array)
+        if sum(part.nbytes for part in self._parts[name]) > ANSWERS_MAX_BYTES:
+            self._full.add(name)
+
+    def write(self, folder: Folder) -> None:
+        """Beside the seal. Raises OSError."""
+        with open(folder.ours(ANSWERS), "wb") as file:
+            arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in self._parts.items() if parts}
+            np.savez(file, **arrays)
 
 
 def _slices(described: dict[str, Any], arrays: Any) -> Any:

@@ -99,9 +99,10 @@ class Output:
         array = np.asarray(answer)
         if array.dtype.kind == "f":
             self._non_finite += int(array.size - np.isfinite(array).sum())
-        if expected is None:
+        if expected is None or not len(expected):
             return
         array = as_expected(array, expected)
+        array = array[: len(expected)] if array.shape[1:] == expected.shape[1:] else array  # fewer were kept
         self._expected.take(array, expected)
         cosines_here = cosines(array, expected)
         worst = int(cosines_here.argmin())

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from interlock_agent.core import contract as contracts
 from interlock_agent.core.gate.checks import not_applicable, simple
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared.documents import CheckResult
 
 
+def _built_for(tried: Tried, fingerprint: Mapping[str, Any]) -> list[CheckResult]:
+    """A compiled form runs where every fact that it was compiled for is the very same."""
+    wanted = tried.variant.built_for
+    if not wanted:
+        return []
+    other = [
+        f"{fact} {value!r}: this device has {fingerprint.get(fact)!r}"
+        for fact, value in sorted(wanted.items())
+        if fingerprint.get(fact) != value
+    ]
+    return [simple("built_for", other, "built_for_another")]
+
+
 async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """Nothing is loaded yet; the manifest and the fingerprint say it all."""
     place = run.place
-    facts = {**place.fingerprint, "memory_free_bytes": place.hardware.free_memory()}
+    facts = {**place.fingerprint, **place.hardware.free()}
     checks = [not_applicable("contract", "first_install")]
     if run.contract is not None:
         found = simple("contract", contracts.breaks(run.contract, run.manifest.signature), "contract_broken")
@@ -20,6 +36,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
             found = found.model_copy(update={"detail": {**found.detail, "offered": offered}})
         checks = [found]
     checks.append(simple("requirements", contracts.unmet(tried.variant.requires, facts), "requirement_unmet"))
+    checks += _built_for(tried, place.fingerprint)
     refused = run.manifest.gates == "none" and not place.settings.gate.allow_none
     problems = ["the manifest switches its gates off"] if refused else []
     return [*checks, simple("gates", problems, "gates_none_forbidden")]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from interlock_agent.core.gate import fast as judge
 from interlock_agent.core.gate.checks import not_applicable
 from interlock_agent.steps.gate.run import Run, Tried
-from interlock_shared.documents import CheckResult
+from interlock_shared.documents import CheckResult, Comparison
+from interlock_shared.errors import Later, Refused
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ class Measure:
         assert test is not None
         return test
 
-    async def ratio(self, limit: float) -> judge.Ratio:
-        """Pairs until a look decides, or the budget is spent."""
+    async def ratio(self, limit: float, one: tuple[str, str], two: tuple[str, str]) -> judge.Ratio:
+        """Pairs of the first ÷ the second, until a look decides or the budget is spent."""
         sequential = judge.Sequential(limit)
         while not self.time_is_up and not sequential.ended:
-            found = await self.pair((self.tried.worker, "candidate"), (self.run.twin, "incumbent"))
+            found = await self.pair(one, two)
             ratio = None if found is None else sequential.add(*found)
             if ratio is not None:
                 estimate = round(ratio.work.estimate, 3)
@@ -123,6 +124,26 @@ class Measure:
             await self.block(self.tried.worker, "candidate", self.runs)
 
 
+async def head_to_head(run: Run, one: Tried, best: Tried) -> Comparison:
+    """Whether a variant is faster than the best so far: for certain in work, as far as it is seen on the wall. Raises
+    Later when either fails now, after it has passed."""
+    measure = Measure(run, one, began=run.place.clock.monotonic())
+    names = (one.worker, "against_mine"), (best.worker, "against_other")
+    try:
+        for worker, name in names:
+            await measure.warm_up(worker, name)
+        ratio = await measure.ratio(judge.FASTER, *names)
+    except Refused as error:
+        raise Later(f"{one.variant.name} beside {best.variant.name}: {error.message}", code=error.code) from None
+    detail = {"void": measure.void, "block_runs": measure.runs}
+    return Comparison(
+        variant=one.variant.name,
+        against=best.variant.name,
+        faster=ratio.decided == "pass",
+        checks=tuple(judge.ratio_result(ratio, judge.FASTER, detail)),
+    )
+
+
 async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """Absolute limits, and the ratio to the incumbent where there is one and a limit."""
     if run.manifest.golden is None:
@@ -139,6 +160,6 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     rows = [judge.self_test_result(test)]
     if test.trouble:
         return [*rows, *await measure.absolute()]
-    ratio = await measure.ratio(float(limit))
+    ratio = await measure.ratio(float(limit), (tried.worker, "candidate"), (run.twin, "incumbent"))
     detail = {"void": measure.void, "warm_up_blocks": measure.warm_up_blocks, "block_runs": measure.runs}
     return [*rows, *judge.ratio_result(ratio, float(limit), detail), *await measure.absolute()]

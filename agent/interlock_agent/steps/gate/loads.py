@@ -13,7 +13,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """A silent fall-back to the CPU is a failure, not a slow success."""
     place = run.place
     await run.request(messages.Configure(place.unit, place.listen, place.settings.options()))
-    tried.folder = await run.prepare(tried.variant.name)
+    tried.folder = await run.seal(tried.variant.name)
     tried.loaded = await run.load(tried.folder, "candidate")
     tried.worker = str(tried.loaded["worker"])
     signature = run.manifest.signature

@@ -9,10 +9,10 @@ from typing import Any
 
 from interlock_agent.core.gate import metrics
 from interlock_agent.core.gate import right as judge
-from interlock_agent.core.gate.checks import not_applicable
+from interlock_agent.core.gate.checks import not_applicable, simple
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared.documents import CheckResult
-from interlock_shared.errors import Later
+from interlock_shared.errors import Later, Refused
 from interlock_shared.gates import Golden
 
 
@@ -20,13 +20,17 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """The golden set is the warm-up set too."""
     golden = run.manifest.golden
     if golden is None:
-        return [not_applicable("parity", "no_golden"), not_applicable("accuracy", "no_golden")]
+        return [_nothing_expected(tried), not_applicable("accuracy", "no_golden")]
     refused = judge.allowed(golden.metric, run.place.settings.gate.metrics)
     if refused is not None:
         return [refused]
-    mine = await run.evaluate(tried.worker)
+    answers = await _answers(run, tried, golden)
+    mine = await run.evaluate(tried.worker, answers)
+    run.answers_kept = run.answers_kept or answers == "keep"
     tried.peak_bytes = max(tried.peak_bytes, int(mine["memory_bytes"]))
-    rows = judge.parity(mine["outputs"], golden)
+    rows = judge.parity(mine["outputs"], golden, tried.variant.parity)
+    if not any(output.get("compared") for output in mine["outputs"]):
+        rows.insert(0, _nothing_expected(tried))
     rows.append(judge.determinism(mine["outputs"], int(mine.get("repeated", 0))))
     if any(row.outcome == "fail" for row in rows):
         return rows
@@ -36,6 +40,37 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
         if mine["score"]:
             theirs = dict((await run.evaluate(run.twin))["score"])
     return rows + await _labelled(run, golden, mine, theirs)
+
+
+def _nothing_expected(tried: Tried) -> CheckResult:
+    """The reference may be judged by its labels alone; another form of it must be compared with something."""
+    if tried.variant.reference:
+        return not_applicable("parity", "no_golden")
+    problem = f"variant {tried.variant.name}: nothing is there that it could be compared with"
+    return simple("parity", [problem], "no_reference")
+
+
+async def _answers(run: Run, tried: Tried, golden: Golden) -> str:
+    """`Evaluate.answers`: where golden data says nothing of an output, the reference's own answers are expected of the
+    other variants. It is asked for them once, in a process of its own where it is not tried itself."""
+    outputs = {tensor.name for tensor in run.manifest.signature.outputs}
+    if outputs <= set(golden.expected) or len(run.manifest.variants) == 1:
+        return ""
+    if tried.variant.reference:
+        return "keep"
+    if not run.answers_kept:
+        worker = ""
+        try:
+            folder = await run.seal(run.manifest.reference.name)
+            worker = str((await run.load(folder, "candidate"))["worker"])
+            await run.evaluate(worker, "keep")
+            run.answers_kept = True
+        except Refused:  # it does not run here: then what golden data expects must do
+            return ""
+        finally:
+            await run.retire(worker)
+            await run.seal(tried.variant.name)
+    return "compare"
 
 
 async def _labelled(run: Run, golden: Golden, mine: dict[str, Any], theirs: dict[str, Any] | None) -> list[CheckResult]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interlock_agent.config import Unit
+from interlock_agent.core.gate import checks
 from interlock_agent.core.gate import limits as limiting
 from interlock_agent.core.gate.guest import Guest
 from interlock_agent.host import messages
 from interlock_agent.ports import Clock, Hardware, Host
+from interlock_shared.documents import StageResult
 from interlock_shared.errors import Later, Refused
 from interlock_shared.manifest import Manifest, Variant
 
@@ -50,12 +52,19 @@ class Tried:
     worker: str = ""
     loaded: dict[str, Any] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
+    stages: list[StageResult] = field(default_factory=list)
     peak_bytes: int = 0
+
+    @property
+    def outcome(self) -> str:
+        """accept, reject or inconclusive, once its stages are there."""
+        return checks.conclude(self.stages)[0]
 
 
 @dataclass
 class Run:
-    """What is judged. `prepare(variant)` seals the candidate's folder for a variant and gives its path."""
+    """What is judged. `prepare(variant)` seals the candidate's folder for a variant and gives its path; `variants`: of
+    the manifest, those that are asked here."""
 
     place: Place
     manifest: Manifest
@@ -63,6 +72,9 @@ class Run:
     prepare: Callable[[str], Awaitable[str]]
     contract: dict[str, Any] | None
     incumbent: Baseline | None
+    variants: tuple[Variant, ...]
+    sealed: tuple[str, str] = ("", "")  # variant and folder
+    answers_kept: bool = False  # the reference's, in the folder, for what nothing is expected of
     twin: str = ""
     started: float = 0.0
     before: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +112,12 @@ class Run:
             if getattr(order, "role", "") == "candidate" or worker not in ("", self.twin):
                 self.candidate_s += self.place.clock.monotonic() - began
 
+    async def seal(self, variant: str) -> str:
+        """Seal the candidate's folder for a variant, where it is not yet; its path."""
+        if self.sealed[0] != variant:
+            self.sealed = (variant, await self.prepare(variant))
+        return self.sealed[1]
+
     async def load(self, folder: str, role: str, golden: str | None = None) -> dict[str, Any]:
         """Start a worker on a sealed folder; `golden`: the folder whose golden data it is measured on."""
         options = self.place.settings.options()
@@ -128,6 +146,6 @@ class Run:
         """One block of single inferences: `messages.Samples`."""
         return await self.request(messages.Probe(worker, self.place.generation, first, runs))
 
-    async def evaluate(self, worker: str) -> dict[str, Any]:
-        """One pass over the golden set: `messages.Evaluation`."""
-        return await self.request(messages.Evaluate(worker, self.place.generation))
+    async def evaluate(self, worker: str, answers: str = "") -> dict[str, Any]:
+        """One pass over the golden set: `messages.Evaluation`; `answers`: as in `messages.Evaluate`."""
+        return await self.request(messages.Evaluate(worker, self.place.generation, answers=answers))

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from interlock_agent.core.gate import checks as judge
 from interlock_agent.core.gate.limits import limits_digest
 from interlock_agent.core.statistics import quantile
 from interlock_agent.core.times import rfc3339
 from interlock_agent.steps.gate.run import Run, Tried
+from interlock_agent.steps.gate.variants import Judged
 from interlock_shared import __version__, canonical
 from interlock_shared import manifest as manifests
-from interlock_shared.documents import Distributions, Incumbent, Sketch, StageResult, Verdict
-from interlock_shared.errors import Never
+from interlock_shared.documents import Distributions, Incumbent, Sketch, VariantResult, Verdict
 
 Origin = Literal["rollout", "sideload", "dry-run"]
 
 
-def samples_document(tried: Tried) -> bytes:
+Outcome = Literal["accept", "reject", "inconclusive"]
+
+
+def samples_document(judged: Judged) -> bytes:
     """The raw samples, in nanoseconds, as they are kept beside the verdict."""
-    return canonical.encode({"schema": "interlock.samples/1", "samples": tried.samples})
+    others = {one.variant.name: one.samples for one in judged.others if one.samples}
+    document = {"schema": "interlock.samples/1", "samples": judged.chosen.samples}
+    return canonical.encode({**document, "others": others} if others else document)
 
 
 def distributions(tried: Tried) -> Distributions:
@@ -39,13 +44,21 @@ def _sketch(wall_ns: Sequence[int]) -> Sketch | None:
     return Sketch(samples=len(ordered), quantiles_ms=quantiles)
 
 
-async def verdict(
-    run: Run, tried: Tried, stages: Sequence[StageResult], *, device: str, fingerprint_sha256: str, origin: Origin
-) -> Verdict:
+def _result(tried: Tried) -> VariantResult:
+    outcome, reason, message = judge.conclude(tried.stages)
+    return VariantResult(
+        variant=tried.variant.name,
+        outcome=cast(Outcome, outcome),
+        reason=reason,
+        message=message,
+        stages=tuple(tried.stages),
+        distributions=distributions(tried),
+    )
+
+
+async def verdict(run: Run, judged: Judged, *, device: str, fingerprint_sha256: str, origin: Origin) -> Verdict:
     """The document, unsigned."""
-    outcome, reason, message = judge.conclude(stages)
-    if outcome not in ("accept", "reject", "inconclusive"):
-        raise Never(f"no such outcome: {outcome}")
+    tried, result = judged.chosen, _result(judged.chosen)
     incumbent = None
     if run.incumbent is not None:
         payload = run.incumbent.payload_sha256
@@ -59,9 +72,9 @@ async def verdict(
         payload_sha256=run.payload_sha256,
         variant=tried.variant.name,
         generation=run.place.generation,
-        outcome=outcome,  # type: ignore[arg-type]  # held by the line above
-        reason=reason,
-        message=message,
+        outcome=result.outcome,
+        reason=result.reason,
+        message=result.message,
         started_at=rfc3339(run.started),
         ended_at=rfc3339(run.place.clock.now()),
         agent=__version__,
@@ -71,9 +84,11 @@ async def verdict(
         limits=run.limits,
         limits_sha256=limits_digest(run.limits),
         incumbent=incumbent,
-        stages=tuple(stages),
-        distributions=distributions(tried),
+        stages=result.stages,
+        distributions=result.distributions,
+        others=tuple(_result(one) for one in judged.others),
+        comparisons=tuple(judged.comparisons),
         environment={"before": run.before, "after": after, "live": run.guest.document()},
-        samples_sha256=canonical.sha256(samples_document(tried)),
+        samples_sha256=canonical.sha256(samples_document(judged)),
         origin=origin,
     )

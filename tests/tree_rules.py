@@ -78,8 +78,13 @@ LAYERS = (
     Layer("adapters", ("*/adapters/*",), ("core", "ports", "other"), own_folder=False),
 )
 SPOKEN_BY_ALL = "messages"
-# A table's migrations belong to the database's adapter.
-ADAPTER_PAIRS = (("interlock_server.adapters.database", "interlock_server.adapters.migrations"),)
+# A table's migrations belong to the database's adapter; what tells facts about a device, to the hardware's.
+ADAPTER_PAIRS = (
+    ("interlock_server.adapters.database", "interlock_server.adapters.migrations"),
+    ("interlock_agent.adapters.hardware", "interlock_agent.adapters.telemetry"),
+    ("interlock_agent.adapters.telemetry.energy", "interlock_agent.adapters.telemetry.sysfs"),
+    ("interlock_agent.adapters.telemetry.jetson", "interlock_agent.adapters.telemetry.sysfs"),
+)
 
 # No I/O, no clock, no dice: what these modules do is done in adapters, and handed in.
 IMPURE = frozenset(
@@ -126,6 +131,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "interlock_server/http/*",
         "interlock_server/publisher/*",
     ),
+    "pynvml": ("interlock_agent/adapters/telemetry/nvml.py",),
     "rich": ("*/cli.py", "*/cli/*", "*/progress.py"),
     "securesystemslib": (
         "interlock_shared/trust.py",

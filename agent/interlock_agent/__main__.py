@@ -52,7 +52,7 @@ class Agent:
         self.journal = SqliteJournal(state / "agent", identity.device)
         self.host = HostClient(run / "host.sock")
         self.slots = SlotFolders(state)
-        self.hardware = LocalHardware()
+        self.hardware = LocalHardware(state)
         self.fetcher = FetcherProcess(state, identity.device, identity.facts, self.clock, Stored())
         self.ports = Ports(self.clock, self.journal, self.host, self.slots, self.fetcher, self.hardware, identity)
         self.engine = Engine(self.ports, config, identity.device)

@@ -176,8 +176,15 @@ class Hardware(Protocol):
         """What sets the device's speed, and does not change in quiet times: power mode, throttling, clock limits.
         Read around each pair of blocks: at once, no waiting."""
 
-    def free_memory(self) -> int | None:
-        """Bytes available to a new process; None when unknown."""
+    def free(self) -> Mapping[str, int]:
+        """Bytes that are free now, where they are told: `memory_free_bytes`, `gpu_memory_free_bytes`,
+        `disk_free_bytes`."""
+
+    def process(self, pid: int) -> Mapping[str, int]:
+        """Memory of a process, where it is told: `peak_bytes`, `resident_bytes` and `gpu_bytes` now."""
+
+    def energy_j(self) -> float | None:
+        """A counter in joules of what this device tells, which never runs backwards; None where it tells nothing."""
 
 
 class Signer(Protocol):

@@ -136,9 +136,18 @@ class FakeHardware:
         """Always the same."""
         return {}
 
-    def free_memory(self) -> int | None:
+    def free(self) -> dict[str, int]:
         """Plenty."""
-        return 1 << 30
+        return {"memory_free_bytes": 1 << 30}
+
+    def process(self, pid: int) -> dict[str, int]:
+        """Nothing to tell."""
+        del pid
+        return {}
+
+    def energy_j(self) -> float | None:
+        """Nothing to tell."""
+        return None
 
 
 class FakeSigner:

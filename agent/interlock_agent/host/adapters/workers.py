@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from interlock_agent.host import niceness
-from interlock_agent.host import niceness
 from interlock_agent.host.bounds import Bounds, out_of_memory
 from interlock_agent.host.cgroups import Groups
 from interlock_agent.host.children import Child, child_environment
@@ -54,7 +53,6 @@ class ProcessWorkers:
         self._children: dict[str, Child] = {}
         self._asking: dict[str, asyncio.Lock] = {}
         self._watches: set[asyncio.Task[None]] = set()
-        self._nice: dict[str, int] = {}
         self._nice: dict[str, int] = {}
         self._unwanted: set[str] = set()
         self._why: dict[str, str] = {}  # it was killed

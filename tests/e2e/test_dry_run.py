@@ -26,13 +26,18 @@ from tests.rig.fleet import BIN, until
 pytestmark = pytest.mark.e2e
 
 
-def bundle(folder: Path, version: str, scale: float, **options: Any) -> Path:
-    """A `.bundle` that was built and not published."""
-    made = build.build(bundle_toml.load(releases.write(folder / version, version, scale, **options)))
-    target = folder / f"{version}.bundle"
+def packed(folder: Path) -> Path:
+    """The `.bundle` of a release folder, built and not published."""
+    made = build.build(bundle_toml.load(folder))
+    target = folder.parent / f"{made.manifest.version}.bundle"
     with archives.new_file(target) as file:
         archives.write(file, Head(made.data, made.manifest), payload.travel(made.folder, made.manifest))
     return target
+
+
+def bundle(folder: Path, version: str, scale: float, **options: Any) -> Path:
+    """A tiny one."""
+    return packed(releases.write(folder / version, version, scale, **options))
 
 
 class Bench:

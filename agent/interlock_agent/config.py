@@ -67,6 +67,9 @@ class UnitGate(_Section):
     latency_ms: dict[Quantile, Limit] = Field(default_factory=dict)
     latency_ratio_max: float | None = Field(default=None, gt=0)
     memory_max_bytes: int | None = Field(default=None, gt=0)
+    gpu_memory_max_bytes: int | None = Field(default=None, gt=0)
+    memory_leak_max_bytes_per_1000: int | None = Field(default=None, gt=0)  # growth over 1,000 inferences
+    energy_max_j: Limit | None = None  # of the device, for one inference
     allow_none: bool = False  # a manifest may switch its gates off
     inconclusive_max: int = Field(default=3, ge=1)  # judgements without a result before a person decides
     inconclusive_wait_s: float = Field(default=300.0, ge=0)
@@ -90,6 +93,9 @@ class UnitGate(_Section):
             latency_ms=self.latency_ms,
             latency_ratio_max=self.latency_ratio_max,
             memory_max_bytes=self.memory_max_bytes,
+            gpu_memory_max_bytes=self.gpu_memory_max_bytes,
+            memory_leak_max_bytes_per_1000=self.memory_leak_max_bytes_per_1000,
+            energy_max_j=self.energy_max_j,
             allow_none=self.allow_none,
         )
 

@@ -110,6 +110,9 @@ class Gates(Signed):
     latency_ms: dict[Quantile, Limit] = Field(default_factory=dict)  # of wall time, e.g. p95
     latency_ratio_max: Finite = Field(default=1.25, gt=0)  # median of paired ratios to the incumbent
     memory_max_bytes: int | None = Field(default=None, gt=0)  # peak of the worker
+    gpu_memory_max_bytes: int | None = Field(default=None, gt=0)  # the same, on a GPU with memory of its own
+    memory_leak_max_bytes_per_1000: int = Field(default=2**20, gt=0)  # growth of the worker over 1,000 inferences
+    energy_max_j: Limit | None = None  # of the device, for one inference
 
 
 def check_gates(gates: Gates, golden: Golden) -> None:

@@ -219,7 +219,13 @@ def test_a_list_of_problems_is_kept_short() -> None:
 
 # --- limits: the stricter of both ---------------------------------------------------------------------------------
 
-SMALLER = ("accuracy_drop_max", "latency_ratio_max", "memory_max_bytes")
+SMALLER = (
+    "accuracy_drop_max",
+    "latency_ratio_max",
+    "memory_max_bytes",
+    "memory_leak_max_bytes_per_1000",
+    "energy_max_j",
+)
 QUANTILES = st.dictionaries(st.sampled_from(["p50", "p95", "p99.9"]), st.floats(0.1, 100))
 
 
@@ -232,6 +238,8 @@ QUANTILES = st.dictionaries(st.sampled_from(["p50", "p95", "p99.9"]), st.floats(
             "latency_ms": QUANTILES,
             "latency_ratio_max": st.floats(0.1, 10),
             "memory_max_bytes": st.integers(1, 2**40),
+            "memory_leak_max_bytes_per_1000": st.integers(1, 2**30),
+            "energy_max_j": st.floats(0.001, 100),
         },
     ),
     owner=st.fixed_dictionaries(
@@ -242,6 +250,8 @@ QUANTILES = st.dictionaries(st.sampled_from(["p50", "p95", "p99.9"]), st.floats(
             "latency_ms": QUANTILES,
             "latency_ratio_max": st.floats(0.1, 10),
             "memory_max_bytes": st.integers(1, 2**40),
+            "memory_leak_max_bytes_per_1000": st.integers(1, 2**30),
+            "energy_max_j": st.floats(0.001, 100),
         },
     ),
 )

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from statistics import NormalDist
 
 
@@ -99,3 +100,27 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Int
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return Interval(p, max(0.0, centre - spread), min(1.0, centre + spread), confidence)
+
+
+def slope_interval(points: Sequence[tuple[float, float]], confidence: float) -> Interval:
+    """Theil–Sen: the median of the slopes between all pairs of points, with Sen's distribution-free interval from
+    Kendall's rank test (Sen, 1968, Estimates of the regression coefficient based on Kendall's tau, §4): up to 29 % of
+    the points may be anything. Points with the same first value say nothing of each other. `points` are (x, y); of n,
+    n² / 2 slopes are made. Of too few to say anything the interval is infinite."""
+    slopes = sorted(
+        (after[1] - before[1]) / (after[0] - before[0])
+        for before, after in combinations(points, 2)
+        if before[0] != after[0]
+    )
+    if not slopes:
+        return Interval(math.nan, -math.inf, math.inf, confidence)
+    n = len(points)
+    z = NormalDist().inv_cdf(1 - (1 - confidence) / 2)
+    spread = z * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    low, high = math.floor((len(slopes) - spread) / 2) - 1, math.ceil((len(slopes) + spread) / 2)
+    return Interval(
+        quantile(slopes, 0.5),
+        slopes[low] if low >= 0 else -math.inf,
+        slopes[high] if high < len(slopes) else math.inf,
+        confidence,
+    )

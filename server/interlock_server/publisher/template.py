@@ -30,7 +30,7 @@ files = []
 name = "original"
 file = {file}
 reference = true
-# requires = [{{ fact = "gpu.memory_bytes", op = ">=", value = 2000000000 }}]
+# requires = [{{ fact = "gpu_memory_free_bytes", op = ">=", value = 2000000000 }}]
 
 # Read from the model when the bundle is built:
 {signature}

@@ -25,6 +25,9 @@ class OwnerLimits:
     latency_ms: Mapping[str, float] = field(default_factory=dict)  # quantile of wall time -> ms
     latency_ratio_max: float | None = None
     memory_max_bytes: int | None = None
+    gpu_memory_max_bytes: int | None = None
+    memory_leak_max_bytes_per_1000: int | None = None
+    energy_max_j: float | None = None
     allow_none: bool = False  # whether a manifest may switch its gates off
 
 
@@ -54,7 +57,10 @@ def effective_limits(manifest: Manifest, owner: OwnerLimits) -> dict[str, Any]:
             for name in sorted({*gates.latency_ms, *owner.latency_ms})
         },
         "latency_ratio_max": _stricter(gates.latency_ratio_max, owner.latency_ratio_max, smaller=True),
-        "memory_max_bytes": None if memory is None else int(memory),
+        **{
+            name: _stricter(getattr(gates, name), getattr(owner, name), smaller=True)
+            for name in ("memory_max_bytes", "gpu_memory_max_bytes", "memory_leak_max_bytes_per_1000", "energy_max_j")
+        },
     }
 
 

@@ -142,6 +142,19 @@ def test_a_model_without_an_item_axis_takes_items_one_by_one(tmp_path: Path) -> 
     assert found["score"]["rows"] == "1111"
 
 
+def test_a_number_beside_items_is_given_as_it_is(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
+    k = helper.make_tensor_value_info("k", TensorProto.FLOAT, [])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "k"], ["y"])], "number", [x, k], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    times = np.array([1, 2, 3, 4], np.float32)
+    arrays = {"k": times, "e": X * times[:, None]}
+    (output,) = golden(tmp_path, arrays, inputs={"x": "x", "k": "k"}, expected={"y": "e"})["outputs"]
+    assert (output["compared"], output["outside"]) == (True, 0)
+
+
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 

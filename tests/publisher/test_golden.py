@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from interlock_server.publisher import build, bundle_toml, golden
 from interlock_shared.errors import Invalid
@@ -130,3 +132,17 @@ def test_the_reference_is_held_to_what_is_asked_of_it(folder: Path, rule: str, s
     else:
         with pytest.raises(Invalid, match="agree as asked"):
             golden.compare(made.source, made.manifest.golden, "model.onnx")
+
+
+def test_a_number_beside_items_is_given_as_it_is(folder: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in ("x", "y"))
+    k = helper.make_tensor_value_info("k", TensorProto.FLOAT, [])
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "k"], ["y"])], "number", [x, k], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(folder / "model.onnx"))
+    rows, times = np.ones((4, 3), np.float32), np.array([1, 2, 3, 4], np.float32)
+    np.savez(folder / "golden.npz", x=rows, k=times, y=rows * times[:, None])
+    (folder / "bundle.toml").write_text(HEAD + EXPECTED)
+    made = build.build(bundle_toml.load(folder))
+    assert made.manifest.golden is not None
+    assert golden.compare(made.source, made.manifest.golden, "model.onnx") == {"expected y": 1.0}

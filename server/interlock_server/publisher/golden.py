@@ -162,7 +162,7 @@ def _agreement(session: Any, golden: Golden, arrays: dict[str, Any]) -> dict[str
     single = any(len(one.shape) == arrays[golden.inputs[name]].ndim - 1 for name, one in fixed.items())
     for part in _batches(count, 1 if single else golden.batch):
         feed = {
-            name: arrays[array][part][0]
+            name: np.asarray(arrays[array][part][0])  # a number is an array of no axes
             if single and len(fixed[name].shape) < arrays[array].ndim
             else arrays[array][part]
             for name, array in golden.inputs.items()

@@ -69,9 +69,9 @@ class Golden:
         self._bare = {name for name, array in self._inputs.items() if ranks.get(name) == array.ndim - 1}
 
     def _feed(self, first: int, count: int) -> dict[str, Any]:
-        """Items as the model takes them: one without an item axis takes the item itself."""
+        """Items as the model takes them: one without an item axis takes the item itself, a number as an array too."""
         return {
-            name: array[first] if name in self._bare else array[first : first + count]
+            name: np.asarray(array[first]) if name in self._bare else array[first : first + count]
             for name, array in self._inputs.items()
         }
 

@@ -16,7 +16,7 @@ from interlock_agent.core.gate import window
 from interlock_agent.core.gate.limits import OwnerLimits
 from interlock_shared.base import Name, describe
 from interlock_shared.errors import Invalid
-from interlock_shared.gates import Limit, Quantile
+from interlock_shared.gates import Concurrency, Limit, Quantile
 from interlock_shared.limits import DRAIN_MAX_S, LEASE_S, POLL_S
 
 if sys.version_info >= (3, 11):
@@ -66,6 +66,8 @@ class UnitGate(_Section):
     metrics: tuple[str, ...] = ()  # plug-in metrics that a bundle may name; they run in the worker's Python
     latency_ms: dict[Quantile, Limit] = Field(default_factory=dict)
     latency_ratio_max: float | None = Field(default=None, gt=0)
+    throughput_min: dict[Concurrency, Limit] = Field(default_factory=dict)
+    load_s_max: float | None = Field(default=None, gt=0)
     memory_max_bytes: int | None = Field(default=None, gt=0)
     gpu_memory_max_bytes: int | None = Field(default=None, gt=0)
     memory_leak_max_bytes_per_1000: int | None = Field(default=None, gt=0)  # growth over 1,000 inferences
@@ -92,6 +94,8 @@ class UnitGate(_Section):
             metrics=self.metrics,
             latency_ms=self.latency_ms,
             latency_ratio_max=self.latency_ratio_max,
+            throughput_min=self.throughput_min,
+            load_s_max=self.load_s_max,
             memory_max_bytes=self.memory_max_bytes,
             gpu_memory_max_bytes=self.gpu_memory_max_bytes,
             memory_leak_max_bytes_per_1000=self.memory_leak_max_bytes_per_1000,
@@ -123,7 +127,7 @@ class Unit(_Section):
 
     def stage_s(self, stage: str) -> float:
         """How long a stage of the gate may take, in seconds."""
-        own = {"loads": self.load_timeout_s, "fast": self.gate.budget_s}.get(stage, 0.0)
+        own = {"loads": 2 * self.load_timeout_s, "fast": self.gate.budget_s}.get(stage, 0.0)
         said = [limit for name, limit in self.gate.stage_s.items() if name == stage]
         return said[0] if said else own + STAGE_S[stage]
 

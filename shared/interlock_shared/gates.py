@@ -86,6 +86,8 @@ class Golden(Signed):
 Quantile = Annotated[str, Field(pattern=r"^p[1-9][0-9]?(\.[0-9]{1,2})?$")]
 """`p95`: the 0.95 quantile."""
 Limit = Annotated[Finite, Field(gt=0)]
+Concurrency = Annotated[str, Field(pattern=r"^([1-9]|[12][0-9]|3[0-2])$")]
+"""Inferences at a time, 1 to 32."""
 
 
 class SliceGates(Signed):
@@ -109,6 +111,8 @@ class Gates(Signed):
     slices: dict[SliceName, SliceGates] = Field(default_factory=dict)
     latency_ms: dict[Quantile, Limit] = Field(default_factory=dict)  # of wall time, e.g. p95
     latency_ratio_max: Finite = Field(default=1.25, gt=0)  # median of paired ratios to the incumbent
+    throughput_min: dict[Concurrency, Limit] = Field(default_factory=dict)  # inferences a second, so many at a time
+    load_s_max: Limit | None = None  # from the start of the process to its first answer
     memory_max_bytes: int | None = Field(default=None, gt=0)  # peak of the worker
     gpu_memory_max_bytes: int | None = Field(default=None, gt=0)  # the same, on a GPU with memory of its own
     memory_leak_max_bytes_per_1000: int = Field(default=2**20, gt=0)  # growth of the worker over 1,000 inferences

@@ -118,7 +118,9 @@ def test_without_the_right_to_undo_it_nobody_is_made_nicer(monkeypatch: pytest.M
 
 async def test_several_at_a_time_through_the_host(short_path: Path) -> None:
     async with running(short_path) as rig:
-        worker = str((await rig.load(1))["worker"])
+        loaded = await rig.load(1)
+        assert loaded["start_s"] > loaded["load_s"] > 0, "the process has to start before it loads"
+        worker = str(loaded["worker"])
         found = await rig.agent.order(messages.Probe(worker, 1, 0, 10, concurrency=4))
         assert len(found["wall_ns"]) == 10
         assert found["elapsed_ns"] > 0

@@ -40,6 +40,8 @@ WHY = {
     "metric_not_allowed": "the owner has not allowed the metric that it is judged by",
     "too_few_items": "there are too few golden items to tell",
     "too_slow": "it is slower than allowed",
+    "too_few_per_second": "it answers fewer requests a second than asked for",
+    "starts_too_slowly": "it takes longer to start than allowed",
     "too_large": "it needs more memory than allowed",
     "too_noisy": "the device was too noisy to tell",
     "biased": "the device does not measure two equal things as equal",
@@ -107,7 +109,8 @@ def margin(check: dict[str, Any]) -> str:
     limit, measured = check["limit"], check["measured"]
     if check["outcome"] not in COLOURS or not _is_number(limit) or not _is_number(measured):
         return ""
-    inside = check["outcome"] == "pass" or (check["outcome"] == "inconclusive" and measured <= limit)
+    within = measured >= limit if _has_floor(check["check"]) else measured <= limit
+    inside = check["outcome"] == "pass" or (check["outcome"] == "inconclusive" and within)
     distance = abs(limit - measured) * (1 if inside else -1)
     if check["unit"] == "fraction":
         text = f"{100 * distance:+.3g} pp"
@@ -116,6 +119,12 @@ def margin(check: dict[str, Any]) -> str:
     else:
         text = f"{distance:+.4g}"
     return "0" + text[2:] if text[:2] in ("+0", "-0") and text[2:3] in ("", " ") else text.replace("-", "−")
+
+
+def _has_floor(check: str) -> bool:
+    """Whether more is better; of a slice as of the whole."""
+    name = check.partition(".")[0]
+    return name in ("accuracy", "parity_cosine", "parity_top_k") or name.startswith("throughput_")
 
 
 def _is_number(value: Any) -> bool:

@@ -175,6 +175,7 @@ class Loaded:
     load_s: float
     memory_bytes: int  # VmHWM of the worker after loading
     runtime: str  # e.g. "onnxruntime 1.31.1"
+    start_s: float = 0.0  # from before the process was started until it had loaded; 0 from an older host
 
 
 @dataclass(frozen=True)

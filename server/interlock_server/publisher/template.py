@@ -58,6 +58,8 @@ reference = true
 # accuracy_drop_max = 0.01             # against the release that serves now, on the same items
 # latency_ms = {{ p95 = 50.0 }}          # quantiles of wall time
 # latency_ratio_max = 1.25             # to the release that serves now, measured on the device
+# throughput_min = {{ 4 = 100.0 }}       # inferences a second, with so many at a time
+# load_s_max = 30.0                    # from the start of its process to its first answer
 # memory_max_bytes = 2000000000
 
 [health]

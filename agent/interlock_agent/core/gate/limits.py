@@ -24,6 +24,8 @@ class OwnerLimits:
     metrics: tuple[str, ...] = ()  # plug-in metrics that a manifest may name
     latency_ms: Mapping[str, float] = field(default_factory=dict)  # quantile of wall time -> ms
     latency_ratio_max: float | None = None
+    throughput_min: Mapping[str, float] = field(default_factory=dict)  # inferences at a time -> inferences a second
+    load_s_max: float | None = None
     memory_max_bytes: int | None = None
     gpu_memory_max_bytes: int | None = None
     memory_leak_max_bytes_per_1000: int | None = None
@@ -57,6 +59,11 @@ def effective_limits(manifest: Manifest, owner: OwnerLimits) -> dict[str, Any]:
             for name in sorted({*gates.latency_ms, *owner.latency_ms})
         },
         "latency_ratio_max": _stricter(gates.latency_ratio_max, owner.latency_ratio_max, smaller=True),
+        "throughput_min": {
+            name: _stricter(gates.throughput_min.get(name), owner.throughput_min.get(name), smaller=False)
+            for name in sorted({*gates.throughput_min, *owner.throughput_min}, key=int)
+        },
+        "load_s_max": _stricter(gates.load_s_max, owner.load_s_max, smaller=True),
         **{
             name: _stricter(getattr(gates, name), getattr(owner, name), smaller=True)
             for name in ("memory_max_bytes", "gpu_memory_max_bytes", "memory_leak_max_bytes_per_1000", "energy_max_j")

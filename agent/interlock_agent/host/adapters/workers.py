@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class ProcessWorkers:
             environment[name] = threads
         command = [python, "-m", "interlock_agent.host.worker", "{control}", "{parent}"]
         bounds = await asyncio.to_thread(Bounds.make, self._groups, worker, options)
+        began = time.monotonic()
         try:
             child = await Child.start(
                 command, self._records, environment, on_line=lambda line: log.info("worker=%s stderr=%r", worker, line)
@@ -87,7 +89,8 @@ class ProcessWorkers:
         child.send({"load": {**fields, "socket": self.upstream(worker)[0]}})
         try:
             answer = await self._answer(worker, child, float(options.get("load_timeout_s") or LOAD_TIMEOUT_S))
-            loaded = from_fields(Loaded, {**answer, "worker": worker, "pid": child.pid})
+            start_s = time.monotonic() - began
+            loaded = from_fields(Loaded, {**answer, "worker": worker, "pid": child.pid, "start_s": start_s})
             if worker in self._unwanted:
                 raise WorkerError("unknown_worker", f"{worker} was ended while it loaded")
         except BaseException:

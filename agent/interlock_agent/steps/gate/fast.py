@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from interlock_agent.core.gate import fast as judge
 from interlock_agent.core.gate.checks import not_applicable
+from interlock_agent.steps.gate import throughput
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared.documents import CheckResult, Comparison
 from interlock_shared.errors import Later, Refused
@@ -145,6 +146,14 @@ async def head_to_head(run: Run, one: Tried, best: Tried) -> Comparison:
 
 
 async def check(run: Run, tried: Tried) -> list[CheckResult]:
+    """Latency, and what passes there is asked for its throughput."""
+    rows = await _latency(run, tried)
+    if any(row.outcome == "fail" for row in rows):
+        return rows
+    return [*rows, *await throughput.check(run, tried)]
+
+
+async def _latency(run: Run, tried: Tried) -> list[CheckResult]:
     """Absolute limits, and the ratio to the incumbent where there is one and a limit."""
     if run.manifest.golden is None:
         return [not_applicable("latency", "no_golden"), not_applicable("latency_ratio", "no_golden")]

@@ -142,9 +142,10 @@ class Run:
             except (Later, Refused):
                 return
 
-    async def probe(self, worker: str, first: int, runs: int) -> dict[str, Any]:
-        """One block of single inferences: `messages.Samples`."""
-        return await self.request(messages.Probe(worker, self.place.generation, first, runs))
+    async def probe(self, worker: str, first: int, runs: int, concurrency: int = 1, nice: int = 0) -> dict[str, Any]:
+        """One block of inferences, so many at a time: `messages.Samples`."""
+        order = messages.Probe(worker, self.place.generation, first, runs, concurrency=concurrency, nice=nice)
+        return await self.request(order)
 
     async def evaluate(self, worker: str, answers: str = "") -> dict[str, Any]:
         """One pass over the golden set: `messages.Evaluation`; `answers`: as in `messages.Evaluate`."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from interlock_agent.core.gate.guest import PAUSE_MAX_S, PAUSE_MIN_S, REQUESTS_MIN, Guest
+from interlock_agent.core.gate.guest import NICE, PAUSE_MAX_S, PAUSE_MIN_S, REQUESTS_MIN, Guest
 
 
 def status(p99_ms: float, requests: int, count: int = 500, unit: str = "detector") -> list[dict[str, Any]]:
@@ -22,6 +22,18 @@ def test_pauses_double_while_it_is_felt_and_halve_afterwards() -> None:
     assert over == [4 * PAUSE_MIN_S, 2 * PAUSE_MIN_S, PAUSE_MIN_S, 0.0]
     assert guest.yielded_s == pytest.approx(sum(felt) + sum(over))
     assert guest.document()["slowdown_worst"] == 1.5
+
+
+def test_it_is_nice_while_it_pauses_and_tells_so() -> None:
+    guest = Guest(1.25, {"detector": 10.0})
+    assert guest.nice == 0
+    guest.turn(status(15.0, 1))
+    assert guest.nice == NICE
+    guest.was_nice(NICE)
+    guest.turn(status(10.0, 2))
+    assert guest.nice == 0
+    guest.was_nice(0)
+    assert (guest.document()["nice"], guest.document()["nice_blocks"]) == (NICE, 1)
 
 
 def test_a_pause_has_an_end() -> None:

@@ -1,7 +1,8 @@
 """The gate is a guest: when applications on the device feel it, it steps back.
 
 A controller of the pauses between blocks: they double while the live models' p99 is above what the owner allows of the
-p99 before the gate began, and halve while it is below. Pure: figures in, a pause out.
+p99 before the gate began, and halve while it is below. While there are pauses, pairs are measured in nicer processes.
+Pure: figures in, a pause out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 REQUESTS_MIN = 50  # answers in a window; of fewer a p99 says nothing
 PAUSE_MIN_S = 0.05
 PAUSE_MAX_S = 5.0
+NICE = 10  # while it steps back: about a tenth of the processor time of a process that is not
 MARGIN = 0.9  # of what is allowed beyond 1: stepping back begins before the limit is passed
 
 
@@ -26,7 +28,19 @@ class Guest:
     yielded_s: float = 0.0
     looks: int = 0
     slowdown_worst: float = 0.0
+    nice_blocks: int = 0
+    nice_worst: int = 0
     _counted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def nice(self) -> int:
+        """How much nicer the next pair is to be."""
+        return NICE if self.pause_s > 0 else 0
+
+    def was_nice(self, nice: int) -> None:
+        """Take down what held in a block."""
+        self.nice_blocks += nice > 0
+        self.nice_worst = max(self.nice_worst, nice)
 
     @staticmethod
     def p99s(units: list[dict[str, Any]]) -> dict[str, float]:
@@ -69,4 +83,6 @@ class Guest:
             "slowdown_worst": round(self.slowdown_worst, 4),
             "yielded_s": round(self.yielded_s, 3),
             "looks": self.looks,
+            "nice": self.nice_worst,
+            "nice_blocks": self.nice_blocks,
         }

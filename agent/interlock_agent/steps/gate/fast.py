@@ -19,10 +19,11 @@ from interlock_shared.errors import Later, Refused
 @dataclass(frozen=True)
 class Block:
     """Time of an inference in one block, in nanoseconds: the block's whole time, so that nothing that an inference
-    waited for is left out; what disturbs a block is left to the median over pairs."""
+    waited for is left out; what disturbs a block is left to the median over pairs. `nice`: the niceness that held."""
 
     wall: float
     work: float
+    nice: int = 0
 
 
 @dataclass
@@ -36,25 +37,34 @@ class Measure:
     warm_up_blocks: dict[str, int] = field(default_factory=dict)
     began: float = 0.0
     _item: int = 0
+    _yielded: float = 0.0  # before it began
+
+    def __post_init__(self) -> None:
+        self._yielded = self.run.guest.yielded_s
 
     @property
     def time_is_up(self) -> bool:
         """Whether the budget of measuring is spent; stepping back does not count."""
-        spent = self.run.place.clock.monotonic() - self.began - self.run.guest.yielded_s
+        yielded = self.run.guest.yielded_s - self._yielded
+        spent = self.run.place.clock.monotonic() - self.began - yielded
         return spent >= self.run.place.settings.gate.budget_s
 
-    async def block(self, worker: str, name: str, runs: int) -> Block:
-        """Measure one, keep its raw samples under that name."""
+    async def block(self, worker: str, name: str, runs: int, nice: int = 0) -> Block:
+        """Measure one, keep its raw samples under that name; those of a worker that gave way to others say nothing of
+        how it will serve, and are kept apart."""
         await self.run.step_back()
         answer = await self.run.probe(worker, self._item, runs)
         self._item += runs
         wall = [int(ns) for ns in answer["wall_ns"]]
         work = [int(ns) for ns in answer["work_ns"]]
-        self.tried.samples.setdefault(f"{name}_wall_ns", []).extend(wall)
-        self.tried.samples.setdefault(f"{name}_work_ns", []).extend(work)
+        held = int(answer.get("nice", 0))
+        self.run.guest.was_nice(held)
+        kept = f"{name}_nice" if held else name
+        self.tried.samples.setdefault(f"{kept}_wall_ns", []).extend(wall)
+        self.tried.samples.setdefault(f"{kept}_work_ns", []).extend(work)
         if worker == self.tried.worker:
             self.tried.peak_bytes = max(self.tried.peak_bytes, int(answer["memory_bytes"]))
-        return Block(sum(wall) / len(wall), sum(work) / len(work))
+        return Block(sum(wall) / len(wall), sum(work) / len(work), held)
 
     async def warm_up(self, worker: str, name: str) -> None:
         """Until it no longer gets faster; then the length of a block is known too."""
@@ -67,17 +77,18 @@ class Measure:
         self.warm_up_blocks[name] = len(walls)
 
     async def pair(self, one: tuple[str, str], two: tuple[str, str]) -> tuple[float, float] | None:
-        """(work, wall) of the first ÷ the second, (worker, name) each, in random order; None when it is void."""
+        """(work, wall) of the first ÷ the second, (worker, name) each, in random order; None when it is void. Both are
+        as nice as the gate was when the pair began: fair to both, whatever applications feel meanwhile."""
         place = self.run.place
         order = [one, two]
         if place.clock.dice() < 0.5:
             order.reverse()
-        before = place.hardware.pace()
-        blocks = {name: await self.block(worker, name, self.runs) for worker, name in order}
-        if place.hardware.pace() != before:
+        before, nice = place.hardware.pace(), self.run.guest.nice
+        blocks = {name: await self.block(worker, name, self.runs, nice) for worker, name in order}
+        mine, other = blocks[one[1]], blocks[two[1]]
+        if place.hardware.pace() != before or mine.nice != other.nice:
             self.void += 1
             return None
-        mine, other = blocks[one[1]], blocks[two[1]]
         return mine.work / max(other.work, 1.0), mine.wall / max(other.wall, 1.0)
 
     async def self_test(self, limit: float) -> judge.SelfTest:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock_agent.core.gate import checks as judge
-from interlock_agent.core.gate import fast, small
+from interlock_agent.core.gate import fast
 from interlock_agent.core.gate.limits import OwnerLimits, effective_limits, limits_digest
 from interlock_shared.documents import CheckResult
 from interlock_shared.gates import Gates
@@ -145,20 +145,6 @@ def test_pairs_are_looked_at_at_fixed_numbers_and_once_more_at_the_end() -> None
     assert tuple(looked) == fast.LOOKS
     assert sequential.ended
     assert sequential.last().pairs == fast.LOOKS[-1] + 49
-
-
-@pytest.mark.parametrize(
-    ("peak", "limit", "free", "rows"),
-    [
-        (10, None, None, (NA, NA)),
-        (10, 10, 10, ("pass", "pass")),
-        (11, 10, 100, ("fail", "pass")),
-        (11, 100, 10, ("pass", "fail")),
-        (11, None, 10, (NA, "fail")),
-    ],
-)
-def test_memory(peak: int, limit: int | None, free: int | None, rows: tuple[str, str]) -> None:
-    assert tuple(check.outcome for check in small.memory(peak, limit, free)) == rows
 
 
 def one(outcome: Any) -> CheckResult:

@@ -122,3 +122,51 @@ def test_nothing_has_no_figures() -> None:
         statistics.proportion_interval(0, 0)
     with pytest.raises(ValueError, match="no samples"):
         statistics.quantile([], 0.5)
+
+
+# --- Theil–Sen --------------------------------------------------------------------------------------------------------
+
+
+def test_a_slope_by_hand_is_sens_own_example() -> None:
+    points = list(zip([1, 2, 3, 4, 10, 12, 18], [9, 15, 19, 20, 45, 55, 78], strict=True))
+    interval = statistics.slope_interval(points, 0.93)
+    assert interval.estimate == pytest.approx(4.0)  # Sen, 1968, §6
+    assert [interval.low, interval.high] == pytest.approx([26 / 7, 35 / 8])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(-1000, 1000)), min_size=2, max_size=20),
+    st.integers(-5, 5),
+)
+def test_a_slope_follows_what_is_added_to_it(points: list[tuple[int, int]], more: int) -> None:
+    one = statistics.slope_interval(points, 0.95)
+    other = statistics.slope_interval([(x, y + more * x) for x, y in points], 0.95)
+    if len({x for x, _ in points}) == 1:
+        assert math.isnan(one.estimate)
+        assert (one.low, one.high) == (-math.inf, math.inf)
+    else:
+        assert other.estimate == pytest.approx(one.estimate + more, abs=1e-6)
+        assert [other.low, other.high] == pytest.approx([one.low + more, one.high + more])
+
+
+def test_the_interval_of_a_slope_covers_as_often_as_it_says() -> None:
+    dice = random.Random("slope")
+    covered = 0
+    for _ in range(400):
+        points = [(float(x), 3.0 * x + dice.paretovariate(1.2)) for x in range(20)]  # noise with a heavy tail
+        interval = statistics.slope_interval(points, 0.95)
+        covered += interval.low <= 3.0 <= interval.high
+    assert covered / 400 >= 0.93
+
+
+def test_a_quarter_of_wild_points_does_not_move_a_slope() -> None:
+    points = [(float(x), 2.0 * x if x % 4 else 1e9) for x in range(40)]
+    interval = statistics.slope_interval(points, 0.95)
+    assert interval.estimate == pytest.approx(2.0)
+    assert interval.low == pytest.approx(2.0)
+
+
+def test_a_slope_of_too_few_is_unknown() -> None:
+    interval = statistics.slope_interval([(1.0, 1.0), (2.0, 3.0)], 0.95)
+    assert (interval.estimate, interval.low, interval.high) == (2.0, -math.inf, math.inf)
+    assert math.isnan(statistics.slope_interval([(1.0, 1.0)], 0.95).estimate)

@@ -43,6 +43,8 @@ WHY = {
     "too_few_per_second": "it answers fewer requests a second than asked for",
     "starts_too_slowly": "it takes longer to start than allowed",
     "too_large": "it needs more memory than allowed",
+    "leaks": "it takes more memory the longer it runs",
+    "too_much_energy": "it needs more energy than allowed",
     "too_noisy": "the device was too noisy to tell",
     "biased": "the device does not measure two equal things as equal",
     "no_time": "the time for measuring was over before it could be told",

@@ -12,6 +12,7 @@ from interlock_agent.core.gate import limits as limiting
 from interlock_agent.core.gate.guest import Guest
 from interlock_agent.host import messages
 from interlock_agent.ports import Clock, Hardware, Host
+from interlock_agent.steps.gate.costs import Costs
 from interlock_shared.documents import StageResult
 from interlock_shared.errors import Later, Refused
 from interlock_shared.manifest import Manifest, Variant
@@ -54,6 +55,7 @@ class Tried:
     samples: Samples = field(default_factory=dict)
     stages: list[StageResult] = field(default_factory=list)
     peak_bytes: int = 0
+    costs: Costs = field(default_factory=Costs)
 
     @property
     def outcome(self) -> str:

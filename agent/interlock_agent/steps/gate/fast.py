@@ -53,7 +53,7 @@ class Measure:
         """Measure one, keep its raw samples under that name; those of a worker that gave way to others say nothing of
         how it will serve, and are kept apart."""
         await self.run.step_back()
-        answer = await self.run.probe(worker, self._item, runs)
+        answer = await self.run.probe(worker, self._item, runs, nice=nice)
         self._item += runs
         wall = [int(ns) for ns in answer["wall_ns"]]
         work = [int(ns) for ns in answer["work_ns"]]

@@ -53,7 +53,10 @@ class Measure:
         """Measure one, keep its raw samples under that name; those of a worker that gave way to others say nothing of
         how it will serve, and are kept apart."""
         await self.run.step_back()
+        costs, hardware = self.tried.costs, self.run.place.hardware
+        costs.before(hardware)
         answer = await self.run.probe(worker, self._item, runs, nice=nice)
+        costs.after(hardware, name, runs)
         self._item += runs
         wall = [int(ns) for ns in answer["wall_ns"]]
         work = [int(ns) for ns in answer["work_ns"]]
@@ -64,6 +67,8 @@ class Measure:
         self.tried.samples.setdefault(f"{kept}_work_ns", []).extend(work)
         if worker == self.tried.worker:
             self.tried.peak_bytes = max(self.tried.peak_bytes, int(answer["memory_bytes"]))
+        if name == "candidate":
+            costs.candidate(hardware, self.tried.loaded, answer, runs)
         return Block(sum(wall) / len(wall), sum(work) / len(work), held)
 
     async def warm_up(self, worker: str, name: str) -> None:

@@ -84,6 +84,7 @@ class Agent:
         await self._check_fingerprint()
         await self.control.start()
         self._spawn(self._keep_floor())
+        self._spawn(self._feed_watchdog())
         notify("READY=1")
         log.info("ready: %s", self.identity.device)
         waiting = asyncio.create_task(stop.wait())
@@ -137,6 +138,14 @@ class Agent:
         while True:
             await self.clock.sleep(FLOOR_EVERY_S)
             await self.journal.put_meta({"clock_floor": rfc3339(self.clock.now())})
+
+    async def _feed_watchdog(self) -> None:
+        """Tell systemd that the loop turns. Nothing holds it up: engines are built and models run in workers."""
+        allowed = os.environ.get("WATCHDOG_USEC", "")
+        while allowed.isdigit():
+            notify("WATCHDOG=1")
+            await self.clock.sleep(int(allowed) / 2e6)
+        await asyncio.Event().wait()  # without a watchdog; a task of the agent does not end by itself
 
     async def _end(self) -> None:
         await self.control.stop()

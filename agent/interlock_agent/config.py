@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from interlock_agent.core.gate import window
 from interlock_agent.core.gate.limits import OwnerLimits
@@ -118,12 +118,23 @@ class Unit(_Section):
 
     listen: str | None = None  # "127.0.0.1:8500" or "unix:/path"; default: a Unix socket in run_dir
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # ONNX Runtime's names, in order; no silent fall-back
+    provider_options: dict[str, dict[str, str]] = Field(default_factory=dict)  # by provider; as ONNX Runtime names them
     threads: int = Field(default=1, ge=1)  # of a worker
     worker_python: str = sys.executable  # on Jetson the system's, where its ONNX Runtime lives
     memory_limit_bytes: int = Field(default=0, ge=0)  # of a worker; 0: none
     load_timeout_s: float = Field(default=120.0, gt=0)
     gate: UnitGate = UnitGate()
     trial: UnitTrial = UnitTrial()
+
+    @model_validator(mode="after")
+    def _caches_are_ours(self) -> Unit:
+        for provider, given in self.provider_options.items():
+            if provider not in self.providers:
+                raise ValueError(f"provider_options: {provider} is not among providers")
+            ours = [name for name in given if "cache" in name]
+            if ours:
+                raise ValueError(f"provider_options: {', '.join(ours)}: where engines are kept is Interlock's to say")
+        return self
 
     def stage_s(self, stage: str) -> float:
         """How long a stage of the gate may take, in seconds."""
@@ -135,6 +146,7 @@ class Unit(_Section):
         """What the host needs to start a worker."""
         return {
             "providers": list(self.providers),
+            "provider_options": {name: dict(given) for name, given in self.provider_options.items()},
             "threads": self.threads,
             "worker_python": self.worker_python,
             "memory_limit_bytes": self.memory_limit_bytes,

@@ -157,7 +157,7 @@ def _check_runtime(settings: Unit, fingerprint: dict[str, Any]) -> None:
 
 
 def _progress(what: dict[str, Any]) -> str:
-    text = str(what.get("stage", what.get("doing", "")))
+    text = str(what.get("stage", what.get("doing", ""))) + (f": {what['seconds']} s" if "seconds" in what else "")
     return text + (f": {what['pairs']} pairs, ratio {what['ratio']}" if "pairs" in what else "")
 
 

@@ -164,3 +164,22 @@ def test_the_command_asks_for_a_generation_and_shows_it(
     assert cli.main() == 0
     assert asked == [("verdict", {"unit": "detector", "generation": 7})]
     assert capsys.readouterr().out.startswith(begins)
+
+
+def test_the_forms_that_were_tried_each_say_what_became_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratio = check("latency_ratio_work", measured=0.5, low=0.49, high=0.52, limit=0.97, unit="candidate / incumbent")
+    accepted: dict[str, Any] = {"variant": "fp32", "outcome": "accept", "reason": "ok", "message": "fine"}
+    refused = accepted | {"variant": "int8", "outcome": "reject", "reason": "too_slow", "message": "fast: too slow"}
+    document = VERDICT | {
+        **accepted,
+        "variant": "fp16",
+        "others": [accepted, refused],
+        "comparisons": [{"variant": "fp16", "against": "fp32", "faster": True, "checks": [ratio]}],
+    }
+    said = lines(monkeypatch, 80, document)
+    rows = [" ".join(line.split()) for line in said[said.index("variants") + 2 :]]
+    assert rows[-3:] == [
+        "fp16 accept chosen",
+        "fp32 accept not the fastest: fp16 ÷ fp32 0.5 in work",
+        "int8 reject fast: too slow",
+    ]

@@ -19,6 +19,8 @@ PLAIN = ("fraction", "candidate / incumbent", "incumbent / incumbent", "values o
 WHY = {
     "contract_broken": "applications on this device rely on what it changes",
     "requirement_unmet": "this device does not have what it asks for",
+    "built_for_another": "it was compiled for another device",
+    "no_reference": "nothing is there that this form could be compared with",
     "gates_none_forbidden": "it wants no gate, and the owner does not allow that",
     "signature_mismatch": "the model is not what its manifest says",
     "provider_fallback": "it does not run on the configured providers",
@@ -63,6 +65,29 @@ def show(document: dict[str, Any]) -> None:
     rows = [row for stage in document["stages"] for row in _stage_rows(stage)]
     columns = ("check", "measured", "limit", "incumbent", "margin", "outcome")
     output.show_table(columns, rows, optional=("incumbent", "margin"), dense=True)
+    if document.get("others"):
+        output.out.print("\nvariants", style="bold")
+        output.show_table(("variant", "outcome", "why"), variant_rows(document), dense=True)
+
+
+def variant_rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Each form that was tried: what became of it, and how it did beside another that passed too."""
+    chosen = {name: document[name] for name in ("variant", "outcome", "reason", "message")}
+    rows: list[tuple[str, ...]] = []
+    for one in (chosen, *document["others"]):
+        words = one["message"] if one["outcome"] != "accept" else _beside(one["variant"], document["comparisons"])
+        taken = one is chosen and one["outcome"] == "accept"
+        rows.append((escape(one["variant"]), _coloured(one["outcome"]), "chosen" * taken or escape(words)))
+    return rows
+
+
+def _beside(variant: str, comparisons: list[dict[str, Any]]) -> str:
+    """Why one that passed was not taken."""
+    for one in comparisons:
+        if (variant == one["variant"] and not one["faster"]) or (variant == one["against"] and one["faster"]):
+            ratio = one["checks"][0]
+            return f"not the fastest: {one['variant']} ÷ {one['against']} {_figure(ratio['measured'])} in work"
+    return "not the fastest"
 
 
 def write_picture(document: dict[str, Any], target: str) -> None:

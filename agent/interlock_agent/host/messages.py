@@ -175,6 +175,8 @@ class Loaded:
     load_s: float
     memory_bytes: int  # VmHWM of the worker after loading
     runtime: str  # e.g. "onnxruntime 1.31.1"
+    # Where a provider compiles: `{"key", "cached"}`, the digest that its engines lie under and whether they were there.
+    engine: dict[str, Any] = field(default_factory=dict)
     start_s: float = 0.0  # from before the process was started until it had loaded; 0 from an older host
 
 

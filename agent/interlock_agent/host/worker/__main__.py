@@ -18,7 +18,7 @@ from typing import Any
 
 from interlock_agent.host.lifeline import die_with_parent
 from interlock_agent.host.wire import read_document, send_document
-from interlock_agent.host.worker import scan
+from interlock_agent.host.worker import engines, scan
 from interlock_agent.host.worker.errors import LoadError
 from interlock_agent.host.worker.folder import Folder
 
@@ -66,7 +66,10 @@ class Worker:
             backend = importlib.import_module(module)
         except ImportError as error:
             raise LoadError("load_failed", f"{sys.executable}: {error}") from None
+        self._engine = self._prepare_engines(backend.Session, options)
         self._session: Any = backend.Session(path, options)
+        if self._engine:
+            engines.remove_others(*options["engines"])
         from interlock_agent.host.worker import inference, names, serving
 
         model = inference.Model(name, version, names.served(self._session, serve), allowed)
@@ -74,6 +77,20 @@ class Worker:
         self._golden: Any = None
         self._metrics = [str(name) for name in options.get("metrics") or ()]
         self._load_s = time.perf_counter() - began
+
+    def _prepare_engines(self, session: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """Where a provider that compiles keeps its engines: `options["engines"]`. Under which key, and whether they were
+        there already; empty without such a provider."""
+        if not engines.compiles([str(name) for name in options.get("providers") or ()]):
+            return {}
+        name = engines.key(self._folder.seal, options, engines.facts(session.runtime, session.build))
+        folder = self._folder.ours(engines.FOLDER)
+        try:
+            cached = engines.make_folder(folder, name)
+        except OSError as error:
+            raise LoadError("load_failed", f"engines cannot be kept: {error}") from None
+        options["engines"] = [folder, name]
+        return {"key": name, "cached": cached}
 
     def loaded(self) -> dict[str, Any]:
         """`messages.Loaded`, without what only the host knows."""
@@ -88,6 +105,7 @@ class Worker:
             "load_s": self._load_s,
             "memory_bytes": golden.memory_bytes(),
             "runtime": session.runtime,
+            "engine": self._engine,
         }
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:

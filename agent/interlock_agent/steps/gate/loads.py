@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from interlock_agent.core import contract as contracts
 from interlock_agent.core.gate import starts as judge
 from interlock_agent.core.gate.checks import simple
@@ -9,13 +12,15 @@ from interlock_agent.host import messages
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared.documents import CheckResult
 
+PROGRESS_S = 5.0  # while a model is being opened
+
 
 async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """A silent fall-back to the CPU is a failure, not a slow success."""
     place = run.place
     await run.request(messages.Configure(place.unit, place.listen, place.settings.options()))
     tried.folder = await run.seal(tried.variant.name)
-    tried.loaded = await run.load(tried.folder, "candidate")
+    tried.loaded = await _opened(run, tried)
     tried.worker = str(tried.loaded["worker"])
     signature = run.manifest.signature
     different = contracts.loaded_differently(signature, tried.loaded["inputs"], tried.loaded["outputs"])
@@ -29,7 +34,25 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     ]
     if any(row.outcome == "fail" for row in rows):
         return rows
-    return [*rows, await _load_time(run, tried)]
+    return [*rows, *_engine(tried), await _load_time(run, tried)]
+
+
+async def _opened(run: Run, tried: Tried) -> dict[str, Any]:
+    """The candidate's worker. A provider may build engines meanwhile, which takes minutes: that it goes on is told."""
+    loading = asyncio.ensure_future(run.load(tried.folder, "candidate"))
+    began = run.place.clock.monotonic()
+    try:
+        while not (await asyncio.wait([loading], timeout=PROGRESS_S))[0]:
+            run.place.tell(doing="gate", stage="loads", seconds=round(run.place.clock.monotonic() - began))
+        return await loading
+    finally:
+        loading.cancel()
+
+
+def _engine(tried: Tried) -> list[CheckResult]:
+    """Under which key the engines of a provider that compiles lie, and whether they were there before."""
+    engine = tried.loaded.get("engine") or {}
+    return [CheckResult(check="engine", outcome="pass", reason="ok", detail=dict(engine))] if engine else []
 
 
 async def _load_time(run: Run, tried: Tried) -> CheckResult:

@@ -3,6 +3,7 @@
 Rules of the file:
 - A provider that was asked for and is not there is never replaced silently: fall-back to the CPU is switched off
   where the first provider is another one, and what the session runs on is read back.
+- Engines that a provider compiles are kept where `engines` says, and taken from nowhere else.
 - Threads are what the owner grants, and do not spin: several workers share the machine.
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from interlock_agent.host.worker import engines
 from interlock_agent.host.worker.errors import BadRequest, LoadError
 
 PLATFORM = "onnxruntime_onnx"
@@ -39,6 +41,7 @@ class Session:
 
     runtime = f"onnxruntime {ort.__version__}"
     platform = PLATFORM
+    build = str(getattr(ort, "get_build_info", lambda: "")())
 
     def __init__(self, path: str, options: dict[str, Any]) -> None:
         asked = [str(name) for name in options.get("providers") or [CPU]]
@@ -57,7 +60,8 @@ class Session:
         if missing:
             raise LoadError("load_failed", f"this runtime has no {', '.join(missing)}")
         try:
-            self._session = ort.InferenceSession(path, settings, providers=providers)
+            told = [(name, _options(name, options)) for name in providers]
+            self._session = ort.InferenceSession(path, settings, providers=told)
         except Exception as failure:  # noqa: BLE001 - the runtime's errors have no common class
             raise LoadError("load_failed", f"onnxruntime: {failure}"[:2000]) from None
         self.providers: list[str] = list(self._session.get_providers())
@@ -84,6 +88,13 @@ class Session:
                 raise BadRequest(400, "invalid_argument", f"{failure}"[:500]) from None
             raise
         return found
+
+
+def _options(provider: str, options: dict[str, Any]) -> dict[str, str]:
+    """The owner's options of a provider; where its engines lie is ours."""
+    owner = (options.get("provider_options") or {}).get(provider) or {}
+    cache = engines.provider_options(provider, *options["engines"]) if options.get("engines") else {}
+    return {**{str(name): str(value) for name, value in owner.items()}, **cache}
 
 
 def _described(node: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from tests.demo import material
+from tests.demo import altered, material
 from tests.demo.material import FIRST, MISFIT, MODEL, SECOND, Release
 from tests.demo.story import SITE, Story
 from tests.demo.table import Report
@@ -36,10 +36,10 @@ def prepare(report: Report) -> tuple[dict[str, Release], material.Items]:
     makers: dict[str, tuple[str, Callable[[Path], object]]] = {
         "1.0.0": ("first", lambda target: shutil.copy(v3_2, target)),
         "1.1.0": ("second", lambda target: shutil.copy(v3_3, target)),
-        "1.1.1": ("second", lambda target: material.with_note(v3_3, target, "1.1.1")),
-        "1.1.2": ("second", lambda target: material.with_note(v3_3, target, "1.1.2")),
-        "1.2.0": ("clean", lambda target: material.treacherous(v3_3, target)),
-        "1.2.1": ("clean", lambda target: material.treacherous(v3_3, target)),
+        "1.1.1": ("few", lambda target: altered.with_note(v3_3, target, "1.1.1")),
+        "1.1.2": ("few", lambda target: altered.with_note(v3_3, target, "1.1.2")),
+        "1.2.0": ("clean", lambda target: altered.treacherous(v3_3, target, material.MAGIC)),
+        "1.2.1": ("clean", lambda target: altered.treacherous(v3_3, target, material.MAGIC)),
     }
     releases = {}
     for version, (held, make) in makers.items():

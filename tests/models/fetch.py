@@ -118,11 +118,6 @@ def _unpack(archive: zipfile.ZipFile, path: str, digest: str, folder: Path, temp
     held.replace(target)
 
 
-def silero(version: str) -> Path:
-    """`silero_vad.onnx` of a release; 5.1.2, 6.0.0 and 6.2.0 differ in their weights alone."""
-    return fetch(f"silero-{version}")
-
-
 if __name__ == "__main__":
     for every in published():
         print(fetch(every).relative_to(ROOT))

@@ -66,6 +66,9 @@ ALLOWED = (
     Allowed(
         "interlock_shared/durable.py", "*", "kilobytes that must be on disk before the next step: journal, then act"
     ),
+    Allowed(
+        "interlock_agent/adapters/telemetry/sysfs.py", "*", "the kernel's own files, read around each block of the gate"
+    ),
     Allowed("interlock_agent/adapters/journal.py", "*", "synchronous=FULL: no effect starts before its row is durable"),
 )
 

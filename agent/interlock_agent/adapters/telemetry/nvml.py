@@ -33,6 +33,7 @@ class Nvml:
         self._library: Any = None
         self._gpu: Any = None
         self._tried = False
+        self._refusals: tuple[type[Exception], ...] = ()
 
     def _open(self) -> bool:
         if not self._tried:
@@ -47,6 +48,7 @@ class Nvml:
             except library.NVMLError:  # the driver's library is not there, no GPU, or no right to it
                 return False
             self._library = library
+            self._refusals = (library.NVMLError, getattr(library, "NVMLLibraryMismatchError", library.NVMLError))
         return self._library is not None
 
     def _ask(self, name: str, *arguments: Any, gpu: bool = True) -> Any:
@@ -56,7 +58,7 @@ class Nvml:
         function = getattr(self._library, name, None)
         try:
             return None if function is None else function(*((self._gpu,) if gpu else ()), *arguments)
-        except self._library.NVMLError:
+        except self._refusals:
             return None
 
     def facts(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Run as the Python of workers: the real worker, which does what a file beside the release's folder says.
 
 `FOLDER.how` holds `WHERE HOW`: in `load`, `evaluate` or `probe`, it ends by a signal (`crash`), never answers (`hang`),
-or takes memory until it is refused some (`memory`).
+takes memory until it is refused some (`memory`), or loses 10 kB in each inference (`leak`, of `probe`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ del sys.path[0]  # this folder's modules are not a worker's
 from interlock_agent.host.worker import __main__ as worker  # noqa: E402
 
 TAKEN = 16 * 2**20
+LOST: list[bytes] = []
 
 
-def misbehave(folder: str, where: str) -> None:
+def misbehave(folder: str, where: str, runs: int = 0) -> None:
     """At this point, if it is meant."""
     file = Path(folder + ".how")
     if not file.exists() or file.read_text().split()[0] != where:
@@ -30,6 +31,8 @@ def misbehave(folder: str, where: str) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     while how == "hang":
         time.sleep(60)
+    if how == "leak":
+        LOST.extend(b"x" * (10_000 + number % 7) for number in range(runs))
     taken = []
     while how == "memory":
         taken.append(bytearray(TAKEN))
@@ -45,7 +48,8 @@ class Misbehaving(worker.Worker):
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """Where it is asked."""
-        misbehave(self._where, next(iter(question)))
+        what = next(iter(question))
+        misbehave(self._where, what, question[what].get("runs", 0))
         return super().answer(question)
 
 

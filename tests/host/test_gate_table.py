@@ -69,10 +69,12 @@ TABLE = [
     Row("fast", "out_of_time", "probe hang", {"stage_s": {"fast": 1.5}}),
     Row("fast", "out_of_memory", "probe memory"),
     Row("small", "too_large", gate={"memory_max_bytes": 1}),
+    Row("small", "leaks", "probe leak"),
     # What is not the candidate's fault: later, not never.
     Row("later", "twin_failed", "load crash", twin=True),
     Row("later", "twin_failed", "evaluate crash", twin=True),
-    Row("later", "twin_failed", "probe memory", twin=True),
+    Row("later", "twin_failed", "probe memory", {"baseline": "twin"}, twin=True),
+    Row("", "ok", "probe memory", twin=True, words="latency_ratio"),  # nothing is recorded that it could be compared with
     Row("later", "out_of_time", "evaluate hang", {"stage_s": {"right": 2.0}}, twin=True),
 ]
 

@@ -78,6 +78,7 @@ class UnitGate(_Section):
     window: Windows = ()  # when a gate may begin, by the device's own clock; none: at any time
     live_slowdown_max: float = Field(default=1.25, gt=1)  # of the live models' p99 while a gate runs; above, it yields
     variants: Literal["fastest"] | tuple[Name, ...] = "fastest"  # of a release: the fastest that is right, or by name
+    baseline: Literal["auto", "twin", "recorded"] = "auto"  # what speed is compared with: see docs/reference/verdict.md
     budget_s: float = Field(default=60.0, gt=0)  # of measuring speed; what is not known by then is inconclusive
     stage_s: dict[Stage, Limit] = Field(default_factory=dict)  # the longest that a stage may take; see STAGE_S
     candidate_memory_bytes: int = Field(default=0, ge=0)  # of a worker while it is judged; 0: its own, or what is free

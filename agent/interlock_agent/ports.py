@@ -124,6 +124,12 @@ class Slots(Protocol):
     async def keep_verdict(self, unit: str, generation: int, verdict: bytes, samples: bytes) -> None:
         """Keep a verdict and its raw samples for people, whatever becomes of the release."""
 
+    async def recorded(
+        self, unit: str, slot: str, payload_sha256: str, fingerprint: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The newest verdict that accepted this payload under this fingerprint, and the raw samples that it was made
+        from: of those that are kept, else the one in the slot."""
+
     async def contract(self, unit: str) -> dict[str, Any] | None:
         """The unit's contract; None before the first confirmation."""
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from interlock_agent.adapters.slots import VERDICTS_KEPT, SlotFolders
+from interlock_shared import canonical, seals
 from interlock_shared import manifest as manifests
-from interlock_shared import seals
 from interlock_shared.errors import Later, NotFound
 from tests.agent.material import UNIT, digest_of, the_manifest
 from tests.fakes.disk import Disk
@@ -166,6 +166,33 @@ async def test_verdicts_and_the_contract_are_kept(folders: Kind) -> None:
     assert await slots.verdict(UNIT, 3) is None
     await slots.set_contract(UNIT, {"inputs": []})
     assert await slots.contract(UNIT) == {"inputs": []}
+
+
+def judged(samples: bytes, payload: str = "p", outcome: str = "accept", **more: Any) -> bytes:
+    document = {"payload_sha256": payload, "fingerprint": {"gpu": "x"}, "outcome": outcome}
+    return canonical.encode(document | {"samples_sha256": canonical.sha256(samples)} | more)
+
+
+async def test_the_newest_verdict_that_accepted_a_payload_on_this_device_is_found(folders: Kind) -> None:
+    slots, place = folders.slots, f"slots/{UNIT}/b/.interlock"
+
+    async def found(payload: str = "p", gpu: str = "x") -> Any:
+        pair = await slots.recorded(UNIT, "b", payload, {"gpu": gpu})
+        return pair and pair[1]["n"]
+
+    assert await found() is None
+    await asyncio.to_thread(folders.write, f"{place}/samples.json", b'{"n":0}')
+    await asyncio.to_thread(folders.write, f"{place}/verdict.json", judged(b'{"n":0}'))
+    assert await found() == 0
+    await slots.keep_verdict(UNIT, 9, judged(b'{"n":9}'), b'{"n":9}')
+    await slots.keep_verdict(UNIT, 10, judged(b'{"n":10}'), b'{"n":10}')
+    assert await found() == 10
+    await slots.keep_verdict(UNIT, 11, judged(b'{"n":11}', outcome="reject"), b'{"n":11}')
+    await slots.keep_verdict(UNIT, 12, judged(b'{"n":12}', payload="q"), b'{"n":12}')
+    await slots.keep_verdict(UNIT, 13, judged(b'{"n":13}'), b'{"n":"other samples"}')
+    await slots.keep_verdict(UNIT, 14, judged(b'{"n":14}', fingerprint={"gpu": "y"}), b'{"n":14}')
+    assert await found() == 10
+    assert (await found("q"), await found(gpu="y"), await found("q", "y")) == (12, 14, None)
 
 
 async def test_the_oldest_verdicts_go(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from interlock_agent.ports import Staged
+from interlock_shared import canonical, seals
 from interlock_shared import manifest as manifests
-from interlock_shared import seals
 from interlock_shared.errors import Later, NoSpace, NotFound
 from tests.fakes.disk import Disk
 from tests.fakes.points import Point, nowhere
@@ -144,6 +144,23 @@ class FakeSlots:
         wanted = generation if generation is not None else (kept[-1] if kept else None)
         raw = None if wanted is None else self.disk.read(f"verdicts/{unit}/{wanted}.json")
         return None if raw is None else dict(json.loads(raw))
+
+    async def recorded(
+        self, unit: str, slot: str, payload_sha256: str, fingerprint: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The newest verdict that accepted this payload under this fingerprint, and its samples."""
+        stems = [name[:-5] for name in self.disk.names(f"verdicts/{unit}") if name.endswith(".json")]
+        kept = [f"verdicts/{unit}/{number}" for number in sorted((int(s) for s in stems if s.isdigit()), reverse=True)]
+        own = f"{self._unit(unit)}/{slot}/{OURS}"
+        pairs = [(f"{path}.json", f"{path}.samples.json") for path in kept]
+        for path, beside in (*pairs, (f"{own}/verdict.json", f"{own}/samples.json")):
+            raw, samples = self.disk.read(path), self.disk.read(beside)
+            verdict = json.loads(raw) if raw else {}
+            about = (verdict.get("payload_sha256"), verdict.get("fingerprint"), verdict.get("outcome"))
+            whole = samples is not None and verdict.get("samples_sha256") == canonical.sha256(samples)
+            if samples and whole and about == (payload_sha256, fingerprint, "accept"):
+                return verdict, dict(json.loads(samples))
+        return None
 
     async def contract(self, unit: str) -> dict[str, Any] | None:
         """The unit's contract."""

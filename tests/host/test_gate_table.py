@@ -74,7 +74,7 @@ TABLE = [
     Row("later", "twin_failed", "load crash", twin=True),
     Row("later", "twin_failed", "evaluate crash", twin=True),
     Row("later", "twin_failed", "probe memory", {"baseline": "twin"}, twin=True),
-    Row("", "ok", "probe memory", twin=True, words="latency_ratio"),  # nothing is recorded that it could be compared with
+    Row("", "ok", "probe memory", twin=True, words="latency_ratio"),  # nothing is recorded of it
     Row("later", "out_of_time", "evaluate hang", {"stage_s": {"right": 2.0}}, twin=True),
 ]
 

@@ -17,12 +17,12 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from interlock_agent.ports import Staged
-from interlock_shared import durable, seals
+from interlock_shared import canonical, durable, seals
 from interlock_shared import manifest as manifests
 from interlock_shared.errors import Later, NoSpace, NotFound
 
@@ -212,6 +212,27 @@ class SlotFolders:
                 return None
             document = json.loads((self._verdicts(unit) / f"{wanted}.json").read_bytes())
             return document if isinstance(document, dict) else None
+
+        return await self._run(work)
+
+    async def recorded(
+        self, unit: str, slot: str, payload_sha256: str, fingerprint: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The newest verdict that accepted this payload under this fingerprint, and its samples."""
+
+        def work() -> tuple[dict[str, Any], dict[str, Any]] | None:
+            folder, own = self._verdicts(unit), self._unit(unit) / slot / OURS
+            pairs = [(folder / f"{number}.json", folder / f"{number}.samples.json") for number in self._kept(unit)]
+            for path, beside in ((own / "verdict.json", own / "samples.json"), *pairs)[::-1]:
+                try:
+                    verdict, raw = json.loads(path.read_bytes()), beside.read_bytes()
+                except (FileNotFoundError, NotADirectoryError, ValueError):
+                    continue
+                about = (verdict.get("payload_sha256"), verdict.get("fingerprint"), verdict.get("outcome"))
+                whole = verdict.get("samples_sha256") == canonical.sha256(raw)
+                if whole and about == (payload_sha256, fingerprint, "accept"):
+                    return verdict, dict(json.loads(raw))
+            return None
 
         return await self._run(work)
 

@@ -49,6 +49,7 @@ WHY = {
     "too_much_energy": "it needs more energy than allowed",
     "too_noisy": "the device was too noisy to tell",
     "biased": "the device does not measure two equal things as equal",
+    "no_baseline": "nothing is there that its speed could be compared with",
     "no_time": "the time for measuring was over before it could be told",
 }
 

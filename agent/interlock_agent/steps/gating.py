@@ -6,6 +6,7 @@ The measuring itself is steps.gate's, the judging core.gate's. Whatever the cand
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from interlock_agent.core import contract as contracts
@@ -149,8 +150,15 @@ async def _incumbent(step: Step) -> Baseline | None:
     confirmed = step.record.confirmed
     if confirmed is None:
         return None
-    folder = await step.ports.slots.folder(step.name, confirmed.slot)
-    return Baseline(confirmed.version, confirmed.payload_sha256, folder)
+    slots = step.ports.slots
+    manifest = manifests.parse(await slots.manifest_of(step.name, confirmed.slot))
+    return Baseline(
+        confirmed.version,
+        confirmed.payload_sha256,
+        await slots.folder(step.name, confirmed.slot),
+        manifest.file(manifest.golden.file).sha256 if manifest.golden else "",
+        partial(slots.recorded, step.name, confirmed.slot, confirmed.payload_sha256, step.shared.fingerprint),
+    )
 
 
 async def _run(step: Step, run: Run) -> Happened:

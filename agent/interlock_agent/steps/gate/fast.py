@@ -7,11 +7,12 @@ is measured against the twin is the twin itself: a device that cannot tell two e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from interlock_agent.core.gate import fast as judge
 from interlock_agent.core.gate.checks import not_applicable
-from interlock_agent.steps.gate import throughput
-from interlock_agent.steps.gate.run import Run, Tried
+from interlock_agent.steps.gate import recorded, throughput
+from interlock_agent.steps.gate.run import Run, Tried, TwinTooLarge
 from interlock_shared.documents import CheckResult, Comparison
 from interlock_shared.errors import Later, Refused
 
@@ -180,11 +181,23 @@ async def _latency(run: Run, tried: Tried) -> list[CheckResult]:
         why = "no_limit" if run.incumbent is not None else "no_incumbent"
         return [*await measure.absolute(), not_applicable("latency_ratio", why)]
     await run.load_twin(tried)
+    if not run.alone:
+        try:
+            return await _beside_twin(measure, float(limit))
+        except TwinTooLarge:
+            await run.without_twin()
+    block = partial(measure.block, tried.worker, "candidate", measure.runs)
+    rows = await recorded.ratio(run, float(limit), block, lambda: measure.time_is_up)
+    return [*rows, *await measure.absolute()]
+
+
+async def _beside_twin(measure: Measure, limit: float) -> list[CheckResult]:
+    run, tried = measure.run, measure.tried
     await measure.warm_up(run.twin, "incumbent")
-    test = await measure.self_test(float(limit))
+    test = await measure.self_test(limit)
     rows = [judge.self_test_result(test)]
     if test.trouble:
         return [*rows, *await measure.absolute()]
-    ratio = await measure.ratio(float(limit), (tried.worker, "candidate"), (run.twin, "incumbent"))
+    ratio = await measure.ratio(limit, (tried.worker, "candidate"), (run.twin, "incumbent"))
     detail = {"void": measure.void, "warm_up_blocks": measure.warm_up_blocks, "block_runs": measure.runs}
-    return [*rows, *judge.ratio_result(ratio, float(limit), detail), *await measure.absolute()]
+    return [*rows, *judge.ratio_result(ratio, limit, detail), *await measure.absolute()]

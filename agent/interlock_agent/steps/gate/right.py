@@ -10,7 +10,7 @@ from typing import Any
 from interlock_agent.core.gate import metrics
 from interlock_agent.core.gate import right as judge
 from interlock_agent.core.gate.checks import not_applicable, simple
-from interlock_agent.steps.gate.run import Run, Tried
+from interlock_agent.steps.gate.run import Run, Tried, TwinTooLarge
 from interlock_shared.documents import CheckResult
 from interlock_shared.errors import Later, Refused
 from interlock_shared.gates import Golden
@@ -37,9 +37,18 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     theirs: dict[str, Any] | None = None
     if run.incumbent is not None:
         await run.load_twin(tried)
-        if mine["score"]:
-            theirs = dict((await run.evaluate(run.twin))["score"])
+        if mine["score"] and not run.alone:
+            theirs = await _of_twin(run)
     return rows + await _labelled(run, golden, mine, theirs)
+
+
+async def _of_twin(run: Run) -> dict[str, Any] | None:
+    """The incumbent's score; None where its twin does not fit."""
+    try:
+        return dict((await run.evaluate(run.twin))["score"])
+    except TwinTooLarge:
+        await run.without_twin()
+        return None
 
 
 def _nothing_expected(tried: Tried) -> CheckResult:
@@ -79,7 +88,7 @@ async def _labelled(run: Run, golden: Golden, mine: dict[str, Any], theirs: dict
         return [not_applicable("accuracy", "no_labels"), not_applicable("accuracy_drop", "no_labels")]
     if "problem" in mine["score"]:
         return [judge.trouble("accuracy", golden.metric, mine["score"])]
-    rows, why, beside = [], "no_incumbent", None
+    rows, why, beside = [], "no_twin" if run.alone else "no_incumbent", None
     try:
         score = metrics.score_of(mine["score"])
         if theirs is not None and "problem" in theirs:

@@ -10,6 +10,7 @@ from interlock_agent.config import Unit
 from interlock_agent.core.gate import checks
 from interlock_agent.core.gate import limits as limiting
 from interlock_agent.core.gate.guest import Guest
+from interlock_agent.core.gate.recorded import fits
 from interlock_agent.host import messages
 from interlock_agent.ports import Clock, Hardware, Host
 from interlock_agent.steps.gate.costs import Costs
@@ -18,15 +19,23 @@ from interlock_shared.errors import Later, Refused
 from interlock_shared.manifest import Manifest, Variant
 
 Samples = dict[str, list[int]]
+Record = tuple[dict[str, Any], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The incumbent: what the candidate is compared with. `folder`: its sealed folder."""
+    """The incumbent: what the candidate is compared with. `folder`: its sealed folder; `golden_sha256`: of the data
+    that it was judged on; `record`: the newest verdict that accepted it on a device like this one, and its samples."""
 
     version: str
     payload_sha256: str
     folder: str
+    golden_sha256: str = ""
+    record: Callable[[], Awaitable[Record | None]] | None = None
+
+
+class TwinTooLarge(Later):
+    """The incumbent's twin was refused memory, and the owner's policy knows what to do then."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Run:
     sealed: tuple[str, str] = ("", "")  # variant and folder
     answers_kept: bool = False  # the reference's, in the folder, for what nothing is expected of
     twin: str = ""
+    alone: bool = False  # no twin: it does not fit beside the candidate, or the owner does not want one
     started: float = 0.0
     before: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
@@ -108,7 +118,7 @@ class Run:
             return await self.place.host.request(order)
         except Refused as error:
             if self.twin and worker == self.twin:
-                raise Later(f"the incumbent's twin: {error.message}", code="twin_failed") from None
+                raise self._of_twin(error) from None
             raise
         finally:
             if getattr(order, "role", "") == "candidate" or worker not in ("", self.twin):
@@ -127,14 +137,42 @@ class Run:
             options["golden_folder"] = golden
         return await self.request(messages.Load(self.place.unit, self.place.generation, folder, role, options))
 
+    def _of_twin(self, error: Refused) -> Later:
+        """The incumbent's trouble is not the candidate's fault."""
+        auto = self.place.settings.gate.baseline == "auto"
+        kind = TwinTooLarge if auto and error.code == "out_of_memory" else Later
+        return kind(f"the incumbent's twin: {error.message}", code="twin_failed")
+
     async def load_twin(self, tried: Tried) -> None:
-        """The incumbent in a process of its own, on the candidate's golden data; once a run."""
-        if self.incumbent is None or self.twin:
+        """The incumbent in a process of its own, on the candidate's golden data; once a run. Not where the owner does
+        not want one, nor where it does not fit: then `alone`."""
+        if self.incumbent is None or self.twin or self.alone:
+            return
+        policy = self.place.settings.gate.baseline
+        if policy == "recorded" or (policy == "auto" and not await self._twin_fits()):
+            self.alone = True
             return
         try:
             self.twin = str((await self.load(self.incumbent.folder, "twin", tried.folder))["worker"])
-        except Refused as error:  # the incumbent's trouble is not the candidate's fault
-            raise Later(f"the incumbent's twin: {error.message}", code="twin_failed") from None
+        except Refused as error:
+            trouble = self._of_twin(error)
+            if not isinstance(trouble, TwinTooLarge):
+                raise trouble from None
+            self.alone = True
+
+    async def _twin_fits(self) -> bool:
+        """Whether it is not known to need more memory than is free: what serves must not be driven out by trying."""
+        found = await self.record()
+        return found is None or fits(found[0], self.place.hardware.free())
+
+    async def without_twin(self) -> None:
+        """It was too large after all."""
+        await self.retire(self.twin)
+        self.twin, self.alone = "", True
+
+    async def record(self) -> Record | None:
+        """What is recorded of the incumbent."""
+        return await self.incumbent.record() if self.incumbent and self.incumbent.record else None
 
     async def retire(self, worker: str) -> None:
         """End a worker; one that is gone is as good."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from interlock_agent.core.gate import throughput as judge
 from interlock_agent.core.gate.checks import not_applicable
-from interlock_agent.steps.gate.run import Run, Tried
+from interlock_agent.steps.gate.run import Run, Tried, TwinTooLarge
 from interlock_shared.documents import CheckResult
 from interlock_shared.errors import Later
 
@@ -58,7 +58,14 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     asked = {int(name): float(limit) for name, limit in run.limits.get("throughput_min", {}).items()}
     if run.manifest.golden is None:
         return [not_applicable(f"throughput_{concurrency}", "no_golden") for concurrency in asked]
-    return [await _one(run, tried, concurrency, limit) for concurrency, limit in asked.items()]
+    rows = []
+    for concurrency, limit in asked.items():
+        try:
+            rows.append(await _one(run, tried, concurrency, limit))
+        except TwinTooLarge:
+            await run.without_twin()
+            rows.append(await _one(run, tried, concurrency, limit))
+    return rows
 
 
 async def _one(run: Run, tried: Tried, concurrency: int, limit: float) -> CheckResult:

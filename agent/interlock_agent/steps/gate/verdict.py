@@ -62,7 +62,8 @@ async def verdict(run: Run, judged: Judged, *, device: str, fingerprint_sha256: 
     incumbent = None
     if run.incumbent is not None:
         payload = run.incumbent.payload_sha256
-        incumbent = Incumbent(version=run.incumbent.version, payload_sha256=payload, baseline="twin")
+        kind: Literal["twin", "recorded"] = "recorded" if run.alone else "twin"
+        incumbent = Incumbent(version=run.incumbent.version, payload_sha256=payload, baseline=kind)
     after: dict[str, Any] = await run.place.hardware.environment()
     return Verdict(
         device=device,

@@ -143,7 +143,13 @@ def test_a_model_that_is_not_what_it_says(
     assert len(contracts.loaded_differently(signature([X], [Y]), inputs, outputs)) == found
 
 
-FACTS = {"cuda": "12.4", "arch": "aarch64", "memory_total_bytes": 8 << 30, "tensorrt": "10.0.1+cuda"}
+FACTS = {
+    "cuda": "12.4",
+    "driver": "L4T 36.4.3",
+    "arch": "aarch64",
+    "memory_total_bytes": 8 << 30,
+    "tensorrt": "10.0.1+cuda",
+}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +169,11 @@ FACTS = {"cuda": "12.4", "arch": "aarch64", "memory_total_bytes": 8 << 30, "tens
         ("memory_total_bytes", ">=", 16 << 30, False),
         ("memory_total_bytes", ">=", "4", False),  # text against a number is no answer
         ("no_such_fact", "==", "1", False),
+        ("driver", ">=", "550", False),  # no version: neither above nor below
+        ("driver", "<", "550", False),
+        ("driver", "!=", "550", True),
+        ("memory_total_bytes", "in", 4, False),
+        ("arch", "in", "aarch64-and-more", False),  # one of several, not a part of a text
     ],
 )
 def test_requirements(fact: str, op: Any, value: Any, met: bool) -> None:

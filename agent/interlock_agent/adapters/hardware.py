@@ -139,7 +139,7 @@ class LocalHardware:
         board = self._tree.text("proc/device-tree/model")
         if board:
             facts["board"] = board
-        facts |= self._jetson
+        facts |= jetson.facts(self._tree)  # its power mode may be another one by now
         if self._jetson.get("gpu_integrated"):
             facts["gpu_memory_bytes"] = facts["memory_bytes"]
         return facts | (self._gpu.facts() if self._gpu is not None else {})

@@ -155,14 +155,15 @@ def _as_version(value: str) -> tuple[int, ...] | None:
 
 
 def _compare(real: Any, op: str, wanted: Any) -> bool:
-    if op == "in":
-        return real in wanted
     if isinstance(real, str) and isinstance(wanted, str):
         one, two = _as_version(real), _as_version(wanted)
         if one is not None and two is not None:
             width = max(len(one), len(two))
             real, wanted = one + (0,) * (width - len(one)), two + (0,) * (width - len(two))
+        elif op not in ("==", "!="):
+            return False  # "L4T 36.4" is neither above nor below "550"
     operators = {
+        "in": lambda: isinstance(wanted, (tuple, list)) and real in wanted,
         "==": lambda: real == wanted,
         "!=": lambda: real != wanted,
         ">=": lambda: real >= wanted,

@@ -28,6 +28,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     mine = await run.evaluate(tried.worker, answers)
     run.answers_kept = run.answers_kept or answers == "keep"
     tried.peak_bytes = max(tried.peak_bytes, int(mine["memory_bytes"]))
+    tried.costs.look_at_gpu(run.place.hardware, tried.loaded)  # whole batches: usually the most that it takes
     rows = judge.parity(mine["outputs"], golden, tried.variant.parity)
     if not any(output.get("compared") for output in mine["outputs"]):
         rows.insert(0, _nothing_expected(tried))

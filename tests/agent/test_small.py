@@ -18,6 +18,7 @@ from tests.agent.test_gating import GOLDEN, Bench, ScriptedHost
 from tests.fakes.fetcher import FakeHardware
 
 NA = "not_applicable"
+LATER = ("inconclusive", "too_little_free")
 MIB = 2**20
 
 
@@ -31,10 +32,12 @@ def told(rows: list[CheckResult]) -> list[tuple[str, str]]:
         (Held(10, 10), None, 0, None, None, (NA, "no_limit"), (NA, "not_told"), (NA, "no_incumbent")),
         (Held(10, 10), None, 0, 0, 10, ("pass", "ok"), ("pass", "ok"), (NA, "no_incumbent")),
         (Held(11, 10), None, 0, 1, 10, ("fail", "too_large"), ("pass", "ok"), (NA, "no_incumbent")),
-        (Held(12, 10), None, 0, 1, 100, ("pass", "ok"), ("fail", "too_large"), (NA, "no_incumbent")),
+        (Held(12, 10), None, 0, 1, 100, ("pass", "ok"), LATER, (NA, "no_incumbent")),
+        (Held(21, 10), None, 0, 1, 100, ("pass", "ok"), ("fail", "too_large"), (NA, "no_incumbent")),
         (Held(10, None), None, 0, 0, None, (NA, "no_limit"), ("pass", "ok"), (NA, "no_incumbent")),
         (Held(10, 8), Held(9, 7), 0, 4, None, (NA, "no_limit"), ("pass", "ok"), ("pass", "ok")),
-        (Held(10, 8), Held(9, 7), 0, 3, None, (NA, "no_limit"), ("pass", "ok"), ("fail", "too_large")),
+        (Held(10, 8), Held(9, 7), 0, 3, None, (NA, "no_limit"), ("pass", "ok"), LATER),
+        (Held(10, 8), Held(11, 7), 0, 3, None, (NA, "no_limit"), ("pass", "ok"), ("fail", "too_large")),
         (Held(10, 8), Held(9, 7), 1, 3, None, (NA, "no_limit"), ("pass", "ok"), ("pass", "ok")),
         (Held(10, 8), Held(9, 7), 1, None, None, (NA, "no_limit"), (NA, "not_told"), (NA, "not_told")),
         (Held(10, 8), Held(None, None), 0, 9, None, (NA, "no_limit"), ("pass", "ok"), (NA, "not_told")),
@@ -45,7 +48,7 @@ def test_memory_alone_and_beside_what_serves(
     mine: Held, live: Held | None, leaving: int, free: int | None, limit: int | None,
     peak: tuple[str, str], headroom: tuple[str, str], both: tuple[str, str],
 ) -> None:  # fmt: skip
-    rows = small.memory("gpu_", mine, live, leaving, free, limit)
+    rows = small.memory("gpu_", mine, live, leaving, (free, 20), limit)
     assert told(rows) == [peak, headroom, both]
     assert [row.check for row in rows] == ["gpu_memory_peak", "gpu_memory_headroom", "gpu_memory_both"]
 
@@ -224,12 +227,16 @@ async def test_a_leak_that_the_publisher_allows_passes() -> None:
     assert rows["memory_leak"].measured == pytest.approx(10_000_000)
 
 
-async def test_a_candidate_beside_which_the_live_one_does_not_fit_is_refused() -> None:
+@pytest.mark.parametrize(("total", "outcome"), [(None, "inconclusive"), (4000, "inconclusive"), (1100, "fail")])
+async def test_a_candidate_beside_which_the_live_one_does_not_fit_waits_or_never_fits(
+    total: int | None, outcome: str
+) -> None:
     made = bench()
+    made.shared.fingerprint = {} if total is None else {"memory_bytes": total * MIB}
     device.held[11]["peak_bytes"] = 700 * MIB
     device.held[10]["peak_bytes"] = 500 * MIB
     rows = await found(made)
-    assert [name for name, row in rows.items() if row.outcome == "fail"] == ["memory_both"]
+    assert [name for name, row in rows.items() if row.outcome == outcome] == ["memory_both"]
 
 
 async def test_where_nothing_is_told_nothing_passes() -> None:

@@ -45,6 +45,7 @@ WHY = {
     "too_few_per_second": "it answers fewer requests a second than asked for",
     "starts_too_slowly": "it takes longer to start than allowed",
     "too_large": "it needs more memory than allowed",
+    "too_little_free": "it does not fit beside what runs on the device now",
     "leaks": "it takes more memory the longer it runs",
     "too_much_energy": "it needs more energy than allowed",
     "too_noisy": "the device was too noisy to tell",

@@ -8,7 +8,7 @@ end with `labels_appended`, a rename in `renamed`. A contract holds the names th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from interlock_shared import canonical
@@ -162,7 +162,7 @@ def _compare(real: Any, op: str, wanted: Any) -> bool:
             real, wanted = one + (0,) * (width - len(one)), two + (0,) * (width - len(two))
         elif op not in ("==", "!="):
             return False  # "L4T 36.4" is neither above nor below "550"
-    operators = {
+    operators: dict[str, Callable[[], Any]] = {
         "in": lambda: isinstance(wanted, (tuple, list)) and real in wanted,
         "==": lambda: real == wanted,
         "!=": lambda: real != wanted,

@@ -34,9 +34,8 @@ def bounded(
     unit: str = "bytes",
     reason: str = "too_large",
     incumbent: float | None = None,
-    without: str = "no_limit",
 ) -> CheckResult:
-    """A figure that must not be above its limit; `without`: what to say where there is none."""
+    """A figure that must not be above its limit."""
     if measured is None:
         return not_applicable(check, "not_told")
     fits = limit is None or measured <= limit
@@ -47,30 +46,50 @@ def bounded(
         limit=None if limit is None else float(limit),
         measured=float(measured),
         incumbent=incumbent,
-        reason=without if limit is None else "ok" if fits else reason,
+        reason="no_limit" if limit is None else "ok" if fits else reason,
+    )
+
+
+def room(check: str, needed: int, free: int | None, total: int | None) -> CheckResult:
+    """Memory that is needed against what would be free. More than the device has at all is a failure; more than what
+    others leave of it now is inconclusive: it is not the candidate's fault, and may fit later."""
+    if free is None:
+        return not_applicable(check, "not_told")
+    never = total is not None and needed > total
+    outcome, reason = ("fail", "too_large") if never else ("inconclusive", "too_little_free")
+    if needed <= free:
+        outcome, reason = "pass", "ok"
+    return CheckResult(
+        check=check,
+        outcome=outcome,  # type: ignore[arg-type]  # one of three, by the lines above
+        unit="bytes",
+        limit=float(free),
+        measured=float(needed),
+        reason=reason,
     )
 
 
 def memory(
-    prefix: str, mine: Held, live: Held | None, leaving: int, free: int | None, limit: int | None
+    prefix: str, mine: Held, live: Held | None, leaving: int, space: tuple[int | None, int | None], limit: int | None
 ) -> list[CheckResult]:
     """The candidate's peak: against the limit; against what the device would have free without it (headroom); and with
     the peak of the release that serves, which stays loaded beside it in a trial, against what would be free without
-    both. `leaving`: bytes now held by workers that will be gone by then."""
+    both. `leaving`: bytes now held by workers that will be gone by then; `space`: bytes free now, and in all."""
     peak, both = f"{prefix}memory_peak", f"{prefix}memory_both"
     if mine.peak is None:
         return [not_applicable(check, "not_told") for check in (peak, f"{prefix}memory_headroom", both)]
     now = mine.peak if mine.now is None else mine.now
+    free, total = space
     rows = [
         bounded(peak, mine.peak, limit, incumbent=None if live is None or live.peak is None else float(live.peak)),
-        bounded(f"{prefix}memory_headroom", mine.peak, None if free is None else free + now, without="not_told"),
+        room(f"{prefix}memory_headroom", mine.peak, None if free is None else free + now, total),
     ]
     if live is None:
         return [*rows, not_applicable(both, "no_incumbent")]
     if live.peak is None or live.now is None:
         return [*rows, not_applicable(both, "not_told")]
-    room = None if free is None else free + now + live.now + leaving
-    return [*rows, bounded(both, mine.peak + live.peak, room, without="not_told")]
+    without = None if free is None else free + now + live.now + leaving
+    return [*rows, room(both, mine.peak + live.peak, without, total)]
 
 
 def leak(points: Sequence[tuple[int, int]], limit: float | None) -> CheckResult:

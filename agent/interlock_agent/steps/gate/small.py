@@ -23,17 +23,17 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
         for one in workers
         if one.get("role") != "live" and one.get("worker") != tried.worker
     ]
-    free = hardware.free()
+    free, facts = hardware.free(), run.place.fingerprint
     peak = max(tried.peak_bytes, int(tried.loaded.get("memory_bytes", 0)), mine.get("peak_bytes", 0))
     rows = judge.memory(
         "",
         Held(peak, mine.get("resident_bytes")),
         None if live is None else Held(live.get("peak_bytes"), live.get("resident_bytes")),
         sum(one.get("resident_bytes", 0) for one in leaving),
-        free.get("memory_free_bytes"),
+        (free.get("memory_free_bytes"), facts.get("memory_bytes")),
         limits.get("memory_max_bytes"),
     )
-    if run.place.fingerprint.get("gpu_integrated"):  # its memory is the CPU's, and was judged as that
+    if facts.get("gpu_integrated"):  # its memory is the CPU's, and was judged as that
         rows.append(not_applicable("gpu_memory_peak", "integrated"))
     else:
         held = costs.look_at_gpu(hardware, tried.loaded)
@@ -42,7 +42,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
             Held(costs.gpu_peak, held),
             None if live is None else Held(live.get("gpu_bytes"), live.get("gpu_bytes")),
             sum(one.get("gpu_bytes", 0) for one in leaving),
-            free.get("gpu_memory_free_bytes"),
+            (free.get("gpu_memory_free_bytes"), facts.get("gpu_memory_bytes")),
             limits.get("gpu_memory_max_bytes"),
         )
     if run.manifest.golden is None:

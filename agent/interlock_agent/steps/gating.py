@@ -17,7 +17,7 @@ from interlock_agent.core.times import rfc3339
 from interlock_agent.core.wishes import budget_key
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
-from interlock_agent.steps.gate.run import Baseline, Place, Run
+from interlock_agent.steps.gate.run import Baseline, Place, Run, golden_of
 from interlock_agent.steps.gate.variants import judge
 from interlock_agent.steps.gate.verdict import samples_document, verdict
 from interlock_agent.steps.switching import persistently
@@ -156,8 +156,8 @@ async def _incumbent(step: Step) -> Baseline | None:
         confirmed.version,
         confirmed.payload_sha256,
         await slots.folder(step.name, confirmed.slot),
-        manifest.file(manifest.golden.file).sha256 if manifest.golden else "",
-        partial(slots.recorded, step.name, confirmed.slot, confirmed.payload_sha256, step.shared.fingerprint),
+        golden_of(manifest),
+        partial(slots.recorded, step.name, confirmed.slot, confirmed.payload_sha256),
     )
 
 

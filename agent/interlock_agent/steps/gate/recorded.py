@@ -7,7 +7,7 @@ from typing import Protocol
 
 from interlock_agent.core.gate import recorded as judge
 from interlock_agent.core.gate.checks import not_applicable
-from interlock_agent.steps.gate.run import Run
+from interlock_agent.steps.gate.run import Run, golden_of
 from interlock_shared.documents import CheckResult
 
 
@@ -57,7 +57,4 @@ async def _baseline(run: Run) -> judge.Recorded | str:
 
 
 def _same_items(run: Run) -> bool:
-    golden, incumbent = run.manifest.golden, run.incumbent
-    if golden is None or incumbent is None:
-        return False
-    return run.manifest.file(golden.file).sha256 == incumbent.golden_sha256
+    return run.incumbent is not None and golden_of(run.manifest) == run.incumbent.golden_sha256

@@ -25,13 +25,18 @@ Record = tuple[dict[str, Any], dict[str, Any]]
 @dataclass(frozen=True)
 class Baseline:
     """The incumbent: what the candidate is compared with. `folder`: its sealed folder; `golden_sha256`: of the data
-    that it was judged on; `record`: the newest verdict that accepted it on a device like this one, and its samples."""
+    that it was judged on; `record`: the newest verdict that accepted it under a fingerprint, and its samples."""
 
     version: str
     payload_sha256: str
     folder: str
     golden_sha256: str = ""
-    record: Callable[[], Awaitable[Record | None]] | None = None
+    record: Callable[[dict[str, Any]], Awaitable[Record | None]] | None = None
+
+
+def golden_of(manifest: Manifest) -> str:
+    """Digest of the golden data of a release, "" where it has none."""
+    return manifest.file(manifest.golden.file).sha256 if manifest.golden else ""
 
 
 class TwinTooLarge(Later):
@@ -172,7 +177,9 @@ class Run:
 
     async def record(self) -> Record | None:
         """What is recorded of the incumbent."""
-        return await self.incumbent.record() if self.incumbent and self.incumbent.record else None
+        if self.incumbent is None or self.incumbent.record is None:
+            return None
+        return await self.incumbent.record(self.place.fingerprint)
 
     async def retire(self, worker: str) -> None:
         """End a worker; one that is gone is as good."""

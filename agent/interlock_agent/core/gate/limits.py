@@ -45,7 +45,6 @@ def effective_limits(manifest: Manifest, owner: OwnerLimits) -> dict[str, Any]:
     gates = manifest.gates if isinstance(manifest.gates, Gates) else Gates()
     if manifest.gates == "none" and owner.allow_none:
         return {"gates": "none", "parity": True}
-    memory = _stricter(gates.memory_max_bytes, owner.memory_max_bytes, smaller=True)
     return {
         "parity": True,
         "accuracy_min": _stricter(gates.accuracy_min, owner.accuracy_min, smaller=False),

@@ -25,6 +25,7 @@ from interlock_agent.adapters.hardware import LocalHardware
 from interlock_agent.adapters.host_client import HostClient
 from interlock_agent.adapters.identity import Identity
 from interlock_agent.adapters.journal import SqliteJournal
+from interlock_agent.adapters.programs import OwnersPrograms
 from interlock_agent.adapters.slots import SlotFolders
 from interlock_agent.adapters.systemd import notify
 from interlock_agent.config import Config
@@ -54,7 +55,8 @@ class Agent:
         self.slots = SlotFolders(state)
         self.hardware = LocalHardware(state)
         self.fetcher = FetcherProcess(state, identity.device, identity.facts, self.clock, Stored())
-        self.ports = Ports(self.clock, self.journal, self.host, self.slots, self.fetcher, self.hardware, identity)
+        world = (self.clock, self.journal, self.host, self.slots, self.fetcher, self.hardware)
+        self.ports = Ports(*world, identity, OwnersPrograms())
         self.engine = Engine(self.ports, config, identity.device)
         self.describer = Describer(self.engine, self.ports, self.host, config)
         self.control = ControlSocket(

@@ -64,6 +64,7 @@ class UnitGate(_Section):
     slice_drop_max: float | None = Field(default=None, ge=0, le=1)  # of each slice of the golden data
     slice_rise_max: float | None = Field(default=None, ge=0)
     metrics: tuple[str, ...] = ()  # plug-in metrics that a bundle may name; they run in the worker's Python
+    command: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # measures in place of a worker; see command.md
     latency_ms: dict[Quantile, Limit] = Field(default_factory=dict)
     latency_ratio_max: float | None = Field(default=None, gt=0)
     throughput_min: dict[Concurrency, Limit] = Field(default_factory=dict)

@@ -24,11 +24,13 @@ from typing import Any
 from interlock_agent.adapters.clock import SystemClock
 from interlock_agent.adapters.fetch_client import FetcherProcess
 from interlock_agent.adapters.hardware import LocalHardware
+from interlock_agent.adapters.programs import OwnersPrograms
 from interlock_agent.adapters.slots import SlotFolders
 from interlock_agent.config import Config, Unit
 from interlock_agent.core import contract as contracts
 from interlock_agent.ports import Stored
 from interlock_agent.private_host import PrivateHost
+from interlock_agent.steps.gate.command import ByCommand
 from interlock_agent.steps.gate.run import Baseline, Place, Run, golden_of
 from interlock_agent.steps.gate.variants import judge
 from interlock_agent.steps.gate.verdict import verdict
@@ -103,16 +105,18 @@ async def _judge(config: Config, bundle: Path, against: str | None, folder: Path
     await asyncio.to_thread((folder / "host").mkdir)
     private = PrivateHost(folder / "host")
     async with private as host:
+        command = ByCommand.where_wanted(settings, host, OwnersPrograms(), hardware, clock)
         place = Place(
             unit=unit,
             generation=GENERATION,
             settings=settings,
             listen=private.listen(unit),
             fingerprint=fingerprint,
-            host=host,
+            host=command or host,
             clock=clock,
             hardware=hardware,
             tell=lambda **what: tell(_progress(what)),
+            command=command,
         )
         document = await _verdict(_run_of(place, candidate, contract, incumbent))
     return Judged(document, candidate.signature)
@@ -137,7 +141,10 @@ def _run_of(place: Place, candidate: Unpacked, contract: dict[str, Any] | None, 
 
 async def _verdict(run: Run) -> dict[str, Any]:
     await run.begin()
-    judged = await judge(run)
+    try:
+        judged = await judge(run)
+    finally:
+        await run.end()
     made = await verdict(
         run,
         judged,

@@ -5,7 +5,7 @@ Errors cross a port only as InterlockError: adapters translate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -193,6 +193,28 @@ class Hardware(Protocol):
         """A counter in joules of what this device tells, which never runs backwards; None where it tells nothing."""
 
 
+class Program(Protocol):
+    """A running command of the device's owner, asked line by line."""
+
+    pid: int
+
+    async def line(self, timeout_s: float) -> bytes:
+        """The next line that it says. Raises Refused (`worker_died`, `worker_hung`); then it has ended."""
+
+    async def ask(self, question: bytes, timeout_s: float) -> bytes:
+        """A line to it, and its answer. Raises as `line`."""
+
+    async def end(self) -> None:
+        """It and all that it has started."""
+
+
+class Programs(Protocol):
+    """Starts them."""
+
+    async def start(self, command: Sequence[str], environment: Mapping[str, str], folder: str) -> Program:
+        """In a folder. Raises Later (`no_command`)."""
+
+
 class Signer(Protocol):
     """The device's key."""
 
@@ -211,3 +233,4 @@ class Ports:
     fetcher: Fetcher
     hardware: Hardware
     signer: Signer
+    programs: Programs

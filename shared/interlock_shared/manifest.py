@@ -132,6 +132,11 @@ class Requirement(Signed):
     value: str | int | Finite | tuple[str, ...]
 
 
+Runtime = Literal["onnxruntime", "external"]
+"""`external`: Interlock holds the file and does not open it; an application of the device's owner does, from `live/`,
+and a command of his measures it (`gate.command`)."""
+
+
 class Variant(Signed):
     """One form of the model. The one with `reference` is what the others are compared with.
 
@@ -140,7 +145,7 @@ class Variant(Signed):
     """
 
     name: Name
-    runtime: Literal["onnxruntime"] = "onnxruntime"
+    runtime: Runtime = "onnxruntime"
     file: FileName
     reference: bool = False
     requires: tuple[Requirement, ...] = ()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from securesystemslib.signer import CryptoSigner
 
+from interlock_agent.adapters.programs import OwnersPrograms
 from interlock_agent.config import Config
 from interlock_agent.core.gate import fast as judge
 from interlock_agent.core.records import Installed, UnitRecord
@@ -126,7 +127,7 @@ class Bench:
             self.disk.symlink(f"slots/{UNIT}/confirmed", "a")
         fetcher = FakeFetcher(self.disk, Shelf({}, {}, self._nothing))
         journal = FakeJournal(Memory(), "press-7")
-        ports = Ports(Clock(), journal, self.host, self.slots, fetcher, FakeHardware(), self.key)
+        ports = Ports(Clock(), journal, self.host, self.slots, fetcher, FakeHardware(), self.key, OwnersPrograms())
         stored = Stored()
         self.shared = Shared(ports, config or Config(), "press-7", stored, fingerprint={"gpu": "none"})
         self.shared.fingerprint_sha256 = "f" * 64

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from interlock_agent.ports import Program
 from interlock_shared import canonical, seals
 from interlock_shared import manifest as manifests
-from interlock_shared.errors import NoSpace, Unreachable, Untrusted
+from interlock_shared.errors import Later, NoSpace, Unreachable, Untrusted
 from interlock_shared.manifest import Manifest
 from tests.fakes.disk import Disk
 from tests.fakes.points import Point, nowhere
@@ -156,3 +157,12 @@ class FakeSigner:
     def sign_verdict(self, verdict: Any) -> bytes:
         """Its content, to be looked at."""
         return json.dumps({"payload": verdict.model_dump(mode="json", by_alias=True)}).encode()
+
+
+class NoPrograms:
+    """The Programs port of a device whose owner has none."""
+
+    async def start(self, command: Sequence[str], environment: Mapping[str, str], folder: str) -> Program:
+        """There is no such program."""
+        del environment, folder
+        raise Later(f"{command[0]}: none here", code="no_command")

@@ -18,7 +18,7 @@ from interlock_agent.link import Link
 from interlock_agent.ports import Ports
 from interlock_shared import canonical
 from interlock_shared.errors import InterlockError
-from tests.fakes.fetcher import FakeFetcher, FakeHardware, FakeSigner
+from tests.fakes.fetcher import FakeFetcher, FakeHardware, FakeSigner, NoPrograms
 from tests.fakes.journal import FakeJournal
 from tests.fakes.loop import VirtualClock
 from tests.fakes.slots import FakeSlots
@@ -130,9 +130,10 @@ class AgentLife(Life):
         self.host = SimHostClient(self)
         fetcher = FakeFetcher(machine.disk, machine.server.shelf, self.point)
         self.hardware = FakeHardware()
-        self.ports = Ports(self.clock, self.journal, self.host, self.slots, fetcher, self.hardware, FakeSigner())
+        world = (self.clock, self.journal, self.host, self.slots, fetcher, self.hardware)
+        self.ports = Ports(*world, FakeSigner(), NoPrograms())
         trial = UnitTrial(lease_s=machine.lease_s, drain_max_s=1.0)
-        gate = UnitGate(inconclusive_max=2, inconclusive_wait_s=5.0)
+        gate = UnitGate(inconclusive_max=2, inconclusive_wait_s=5.0, window=machine.window)
         self.config = Config(units={releases.UNIT: Unit(trial=trial, gate=gate)})
         self.engine = Engine(self.ports, self.config, DEVICE)
         self.engine.on_fault = lambda unit, fault: machine.truth.note(f"{self.name}: a fault: {fault!r}")

@@ -43,7 +43,9 @@ print(json.dumps(found))
 # The newest opset of ONNX that its runtime answers for, in the runtime's own words: no function tells it, but the
 # refusal of a model (IR 8, opset 1000, an empty graph "g") does.
 _OPSET = """
-import json, re
+import json, os, re, tempfile
+folder = tempfile.TemporaryDirectory()
+os.environ["TMPDIR"] = folder.name  # the runtime leaves a file there
 import onnxruntime
 try:
     onnxruntime.InferenceSession(bytes.fromhex("08084203" "10e807" "3a03" "120167"), providers=["CPUExecutionProvider"])

@@ -20,6 +20,8 @@ WHY = {
     "contract_broken": "applications on this device rely on what it changes",
     "requirement_unmet": "this device does not have what it asks for",
     "built_for_another": "it was compiled for another device",
+    "no_command": "the owner has configured nothing that could measure it",
+    "command_refused": "the owner's command found fault with it",
     "no_reference": "nothing is there that this form could be compared with",
     "gates_none_forbidden": "it wants no gate, and the owner does not allow that",
     "signature_mismatch": "the model is not what its manifest says",

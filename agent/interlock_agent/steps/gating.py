@@ -17,6 +17,7 @@ from interlock_agent.core.times import rfc3339
 from interlock_agent.core.wishes import budget_key
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
+from interlock_agent.steps.gate.command import ByCommand
 from interlock_agent.steps.gate.run import Baseline, Place, Run, golden_of
 from interlock_agent.steps.gate.variants import judge
 from interlock_agent.steps.gate.verdict import samples_document, verdict
@@ -121,17 +122,19 @@ async def regate(step: Step) -> Happened:
 
 
 def _place(step: Step) -> Place:
-    shared = step.shared
+    shared, ports = step.shared, step.ports
+    command = ByCommand.where_wanted(step.unit, ports.host, ports.programs, ports.hardware, ports.clock)
     return Place(
         unit=step.name,
         generation=step.record.generation,
         settings=step.unit,
         listen=shared.config.listen(step.name),
         fingerprint=shared.fingerprint,
-        host=step.ports.host,
-        clock=step.ports.clock,
-        hardware=step.ports.hardware,
+        host=command or ports.host,
+        clock=ports.clock,
+        hardware=ports.hardware,
         tell=step.tell,
+        command=command,
     )
 
 
@@ -167,7 +170,7 @@ async def _run(step: Step, run: Run) -> Happened:
     try:
         judged = await judge(run)
     finally:
-        await run.retire(run.twin)
+        await run.end()
     origin = step.record.attempt.wish.origin if step.record.attempt else "rollout"
     made = await verdict(
         run,

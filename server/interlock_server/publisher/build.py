@@ -123,12 +123,29 @@ def _look(source: Source, index: int) -> onnx_file.OnnxFile:
     return model
 
 
+def _told(source: Source) -> onnx_file.OnnxFile:
+    """An external model, as `bundle.toml` describes it."""
+    sides: dict[str, list[onnx_file.TensorInfo]] = {}
+    for side in ("inputs", "outputs"):
+        sides[side] = []
+        for name, tensor in getattr(source.recipe.signature, side).items():
+            if tensor.dtype is None or tensor.shape is None:
+                source.refuse(("signature", side, name), "of an external model, dtype and shape are needed here")
+            sides[side].append(onnx_file.TensorInfo(name, tensor.dtype, tensor.shape))
+        if not sides[side]:
+            source.refuse(("signature",), f"an external model is not opened: give its {side} here")
+    return onnx_file.OnnxFile(tuple(sides["inputs"]), tuple(sides["outputs"]), ())
+
+
 def _signature(source: Source) -> Signature:
     """The reference's signature with the overrides; every other variant must have the same names and types."""
     recipe = source.recipe
-    models = [_look(source, index) for index in range(len(recipe.variants))]
+    opened = [index for index, variant in enumerate(recipe.variants) if variant.runtime != "external"]
+    models = {index: _look(source, index) for index in opened}
     reference = next((index for index, variant in enumerate(recipe.variants) if variant.reference), 0)
-    for index, model in enumerate(models):
+    if reference not in models:
+        models = {reference: _told(source), **models}
+    for index, model in models.items():
         for side in ("inputs", "outputs"):
             mine = {(one.name, one.dtype) for one in getattr(model, side)}
             wanted = {(one.name, one.dtype) for one in getattr(models[reference], side)}
@@ -157,6 +174,8 @@ def _tensor(source: Source, side: str, found: onnx_file.TensorInfo) -> Tensor:
     path = ("signature", side, found.name)
     if side == "inputs" and override.non_finite is not None:
         source.refuse((*path, "non_finite"), "is said of outputs alone")
+    if override.dtype is not None and override.dtype != found.dtype:
+        source.refuse((*path, "dtype"), f"the model says {found.dtype}")
     shape = found.shape
     if override.shape is not None:
         if any(axis < -1 for axis in override.shape):

@@ -21,15 +21,17 @@ from interlock_shared.base import FileName, Finite, Name, Signed, Timestamp, Ver
 from interlock_shared.errors import Invalid, NotFound
 from interlock_shared.gates import Gates, Golden, Parity
 from interlock_shared.limits import FILES_MAX, MIB, RANK_MAX
-from interlock_shared.manifest import COMMAND_KEYS, Fact, Health, Provenance, Requirement
+from interlock_shared.manifest import COMMAND_KEYS, Dtype, Fact, Health, Provenance, Requirement, Runtime
 
 FILE_NAME = "bundle.toml"
 BUNDLE_TOML_MAX_BYTES = 1 * MIB  # a person writes it
 
 
 class TensorOverride(Signed):
-    """What the model's file does not say about one input or output."""
+    """What the model's file does not say about one input or output. Of an external model it says nothing: then `dtype`
+    and `shape` are needed."""
 
+    dtype: Dtype | None = None
     non_finite: Literal["refused", "allowed"] | None = None
     shape: tuple[int, ...] | None = Field(default=None, max_length=RANK_MAX)
     default: bool | int | Finite | None = None
@@ -51,7 +53,7 @@ class VariantEntry(Signed):
 
     name: Name
     file: FileName
-    runtime: Literal["onnxruntime"] = "onnxruntime"
+    runtime: Runtime = "onnxruntime"
     reference: bool | None = None
     requires: tuple[Requirement, ...] = ()
     parity: dict[str, Parity] = Field(default_factory=dict)

@@ -23,7 +23,10 @@ from interlock_agent.host.worker.errors import LoadError
 from interlock_agent.host.worker.folder import Folder
 
 # Runtime in the seal -> the backend's module. A name that is not here is refused, never imported.
-BACKENDS = {"onnxruntime": "interlock_agent.host.worker.backends.onnxruntime"}
+BACKENDS = {
+    "onnxruntime": "interlock_agent.host.worker.backends.onnxruntime",
+    "external": "interlock_agent.host.worker.backends.external",
+}
 
 
 def limit(options: dict[str, Any]) -> None:
@@ -57,7 +60,8 @@ class Worker:
             known = serve.get("renamed") or {}  # to applications, by another name
             free = (o["name"] for o in serve["outputs"] if o.get("non_finite") == "allowed")
             allowed = frozenset(known.get(name, name) for name in free)
-            if options.get("role") == "candidate":  # what serves has passed; a stricter release of ours must not end it
+            # What serves has passed: a stricter release of ours must not end it.
+            if options.get("role") == "candidate" and serve["runtime"] != "external":
                 files = [entry["name"] for entry in seal["files"]]
                 scan.check(path, files, bool(serve.get("compiled_context")), serve.get("custom_ops") or ())
         except (KeyError, TypeError) as error:
@@ -66,6 +70,7 @@ class Worker:
             backend = importlib.import_module(module)
         except ImportError as error:
             raise LoadError("load_failed", f"{sys.executable}: {error}") from None
+        options["serve"] = serve
         self._engine = self._prepare_engines(backend.Session, options)
         self._session: Any = backend.Session(path, options)
         if self._engine:
@@ -79,7 +84,7 @@ class Worker:
         self._load_s = time.perf_counter() - began
 
     def _prepare_engines(self, session: Any, options: dict[str, Any]) -> dict[str, Any]:
-        """Where a provider that compiles keeps its engines: `options["engines"]`. Under which key, and whether they were
+        """Where a provider that compiles keeps its engines: `options["engines"]`. Their key, and whether they were
         there already; empty without such a provider."""
         if not engines.compiles([str(name) for name in options.get("providers") or ()]):
             return {}
@@ -110,6 +115,8 @@ class Worker:
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """One question of the host."""
+        if not self._session.runs:
+            raise LoadError("no_golden", "this model is not run here")
         if self._golden is None:
             from interlock_agent.host.worker import golden, names
 

@@ -1,8 +1,8 @@
 """Where a runtime may keep what it compiles from a model, under a key that is ours.
 
-ONNX Runtime names a TensorRT engine after the model's file, its inputs and its nodes' outputs, and after neither weights
-nor shapes: a release with other weights under the same names would go on serving the old ones. So each engine lies in a
-folder beside the seal that is named by everything it depends on, and no other is ever offered to the runtime.
+ONNX Runtime names a TensorRT engine after the model's file, its inputs and its nodes' outputs, and after neither
+weights nor shapes: a release with other weights under the same names would go on serving the old ones. So each engine
+lies in a folder beside the seal that is named by all it depends on, and no other is ever offered to the runtime.
 
 Rules of the file:
 - Standard library only; what a device does not tell is left out of the key, and nothing is guessed.

@@ -36,6 +36,9 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
             found = found.model_copy(update={"detail": {**found.detail, "offered": offered}})
         checks = [found]
     checks.append(simple("requirements", contracts.unmet(tried.variant.requires, facts), "requirement_unmet"))
+    if tried.variant.runtime == "external" and place.command is None:
+        wanted = "it is not run here, and gate.command does not say what measures it"
+        checks.append(simple("measurable", [wanted], "no_command"))
     checks += _built_for(tried, place.fingerprint)
     refused = run.manifest.gates == "none" and not place.settings.gate.allow_none
     problems = ["the manifest switches its gates off"] if refused else []

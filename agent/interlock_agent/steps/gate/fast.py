@@ -172,7 +172,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
 
 async def _latency(run: Run, tried: Tried) -> list[CheckResult]:
     """Absolute limits, and the ratio to the incumbent where there is one and a limit."""
-    if run.manifest.golden is None:
+    if not run.measurable:
         return [not_applicable("latency", "no_golden"), not_applicable("latency_ratio", "no_golden")]
     measure = Measure(run, tried, began=run.place.clock.monotonic())
     await measure.warm_up(tried.worker, "candidate")

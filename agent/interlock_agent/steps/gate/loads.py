@@ -7,7 +7,7 @@ from typing import Any
 
 from interlock_agent.core import contract as contracts
 from interlock_agent.core.gate import starts as judge
-from interlock_agent.core.gate.checks import simple
+from interlock_agent.core.gate.checks import not_applicable, simple
 from interlock_agent.host import messages
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared.documents import CheckResult
@@ -22,6 +22,9 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     tried.folder = await run.seal(tried.variant.name)
     tried.loaded = await _opened(run, tried)
     tried.worker = str(tried.loaded["worker"])
+    if tried.variant.runtime == "external":
+        told = [not_applicable(check, "external") for check in ("signature", "providers")]
+        return [*told, await _load_time(run, tried)]
     signature = run.manifest.signature
     different = contracts.loaded_differently(signature, tried.loaded["inputs"], tried.loaded["outputs"])
     asked = list(place.settings.providers)
@@ -59,7 +62,7 @@ async def _load_time(run: Run, tried: Tried) -> CheckResult:
     """With a limit, until the first golden item is answered. One start beyond it is made once more, in a fresh process,
     which is the one that goes on: a disk that had to be read first is not the candidate's fault."""
     limit = run.limits.get("load_s_max")
-    answered = limit is not None and run.manifest.golden is not None
+    answered = limit is not None and run.measurable
     seconds = [await _start_s(run, tried, answered)]
     if limit is not None and seconds[0] > limit:
         await run.retire(tried.worker)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from interlock_agent.core.gate import metrics
+from interlock_agent.core.gate import command, metrics
 from interlock_agent.core.gate import right as judge
 from interlock_agent.core.gate.checks import not_applicable, simple
 from interlock_agent.steps.gate.run import Run, Tried, TwinTooLarge
@@ -18,6 +19,8 @@ from interlock_shared.gates import Golden
 
 async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """The golden set is the warm-up set too."""
+    if run.place.command is not None:
+        return await _told(run, tried)
     golden = run.manifest.golden
     if golden is None:
         return [_nothing_expected(tried), not_applicable("accuracy", "no_golden")]
@@ -40,7 +43,21 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
         await run.load_twin(tried)
         if mine["score"] and not run.alone:
             theirs = await _of_twin(run)
-    return rows + await _labelled(run, golden, mine, theirs)
+    return rows + await _labelled(run, golden.slice_names, mine, theirs)
+
+
+async def _told(run: Run, tried: Tried) -> list[CheckResult]:
+    """By the owner's command: its own checks, and the score that it has of both."""
+    mine = await run.evaluate(tried.worker)
+    rows = command.rows(mine["checks"])
+    if any(row.outcome == "fail" for row in rows):
+        return rows
+    theirs: dict[str, Any] | None = None
+    if run.incumbent is not None:
+        await run.load_twin(tried)
+        theirs = await _of_twin(run) if mine["score"] and not run.alone else None
+    names = run.manifest.golden.slice_names if run.manifest.golden else ()
+    return rows + await _labelled(run, names, mine, theirs)
 
 
 async def _of_twin(run: Run) -> dict[str, Any] | None:
@@ -83,12 +100,14 @@ async def _answers(run: Run, tried: Tried, golden: Golden) -> str:
     return "compare"
 
 
-async def _labelled(run: Run, golden: Golden, mine: dict[str, Any], theirs: dict[str, Any] | None) -> list[CheckResult]:
+async def _labelled(
+    run: Run, slice_names: Sequence[str], mine: dict[str, Any], theirs: dict[str, Any] | None
+) -> list[CheckResult]:
     """`theirs`: the incumbent's score on the same items; empty where it has no such output."""
     if not mine["score"]:
         return [not_applicable("accuracy", "no_labels"), not_applicable("accuracy_drop", "no_labels")]
     if "problem" in mine["score"]:
-        return [judge.trouble("accuracy", golden.metric, mine["score"])]
+        return [judge.trouble("accuracy", str(mine["score"].get("metric", "")), mine["score"])]
     rows, why, beside = [], "no_twin" if run.alone else "no_incumbent", None
     try:
         score = metrics.score_of(mine["score"])
@@ -103,7 +122,7 @@ async def _labelled(run: Run, golden: Golden, mine: dict[str, Any], theirs: dict
         raise Later(f"the host's evaluation: {strange}", code="bad_evaluation") from None
     seed = f"{run.payload_sha256} {run.incumbent.payload_sha256 if run.incumbent else ''}"
     judged = partial(
-        judge.labelled, score, beside, run.limits, random.Random(seed), why, mine.get("slices", ()), golden.slice_names
+        judge.labelled, score, beside, run.limits, random.Random(seed), why, mine.get("slices", ()), slice_names
     )
     # Hits are counted at once; anything else draws samples for seconds, beside the event loop.
     return rows + (judged() if score.kind == "hits" else await asyncio.to_thread(judged))

@@ -13,6 +13,7 @@ from interlock_agent.core.gate.guest import Guest
 from interlock_agent.core.gate.recorded import fits
 from interlock_agent.host import messages
 from interlock_agent.ports import Clock, Hardware, Host
+from interlock_agent.steps.gate.command import ByCommand
 from interlock_agent.steps.gate.costs import Costs
 from interlock_shared.documents import StageResult
 from interlock_shared.errors import Later, Refused
@@ -56,6 +57,7 @@ class Place:
     clock: Clock
     hardware: Hardware
     tell: Callable[..., None]  # progress for people
+    command: ByCommand | None = None  # then it is the host too: what is measured is asked of the owner's command
 
 
 @dataclass
@@ -106,6 +108,17 @@ class Run:
         self.limits = limiting.effective_limits(self.manifest, self.place.settings.gate.limits())
         units = (await self.request(messages.Status()))["units"]
         self.guest = Guest(self.place.settings.gate.live_slowdown_max, Guest.p99s(units))
+
+    @property
+    def measurable(self) -> bool:
+        """Whether there is something to run: golden items, or a command that has its own."""
+        return self.manifest.golden is not None or self.place.command is not None
+
+    async def end(self) -> None:
+        """Nothing that was only measured is left."""
+        await self.retire(self.twin)
+        if self.place.command is not None:
+            await self.place.command.end()
 
     async def step_back(self) -> None:
         """Between two blocks: wait, where applications feel the gate."""

@@ -45,7 +45,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
             (free.get("gpu_memory_free_bytes"), facts.get("gpu_memory_bytes")),
             limits.get("gpu_memory_max_bytes"),
         )
-    if run.manifest.golden is None:
+    if not run.measurable:
         return [*rows, not_applicable("memory_leak", "no_golden"), not_applicable("energy_per_inference", "no_golden")]
     mine_j, theirs_j = (costs.spent.get(name, Spent()) for name in ("candidate", "incumbent"))
     return [

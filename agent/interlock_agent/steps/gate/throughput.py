@@ -46,8 +46,12 @@ class Blocks:
         self.runs = judge.block_runs(elapsed, self.runs, self.concurrency)
 
     async def add(self) -> None:
-        """One more block; how long it took is kept, in a list with the number of its inferences in front."""
+        """One more block; how long it took is kept, in a list with the number of its inferences in front. One in which
+        the device changed its pace is thrown away."""
+        before = self.run.place.hardware.pace()
         elapsed = await self._block()
+        if self.run.place.hardware.pace() != before:
+            return
         kept = self.tried.samples.setdefault(f"{self.name}_throughput_{self.concurrency}_ns", [self.runs])
         kept.append(elapsed)
         self.per_s.append(self.runs * 1e9 / elapsed)
@@ -56,7 +60,7 @@ class Blocks:
 async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """One row for each concurrency that has a limit."""
     asked = {int(name): float(limit) for name, limit in run.limits.get("throughput_min", {}).items()}
-    if run.manifest.golden is None:
+    if not run.measurable:
         return [not_applicable(f"throughput_{concurrency}", "no_golden") for concurrency in asked]
     rows = []
     for concurrency, limit in asked.items():

@@ -41,6 +41,7 @@ class Session:
 
     runtime = f"onnxruntime {ort.__version__}"
     platform = PLATFORM
+    runs = True
     build = str(getattr(ort, "get_build_info", lambda: "")())
 
     def __init__(self, path: str, options: dict[str, Any]) -> None:

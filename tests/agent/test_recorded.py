@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from interlock_agent.config import Config
@@ -19,6 +20,7 @@ from interlock_shared.manifest import Tensor
 from tests.agent.material import UNIT, the_manifest
 from tests.agent.test_gating import Bench
 from tests.agent.test_throughput import Timed
+from tests.bench.gate.traces import COMMITTED
 
 MS = 1_000_000
 OLD = the_manifest("1.0.0", golden=True)
@@ -94,6 +96,21 @@ def test_two_equal_models_are_told_apart_seldom() -> None:
         outcomes += [row.outcome for row in judge.rows({"work": now, "wall": now}, found, 1.25)]
     assert "fail" not in outcomes
     assert outcomes.count("pass") > 0.99 * len(outcomes)
+
+
+@pytest.mark.parametrize("now", ["quiet", "steady", "toggling"])
+@pytest.mark.parametrize("then", ["quiet", "steady", "toggling"])
+def test_what_was_recorded_under_one_load_holds_under_another(then: str, now: str) -> None:
+    """Recorded blocks of real models: with a limit of 1.25, what is as fast or 1.2 times slower passes; twice fails."""
+    theirs, mine = (np.load(COMMITTED / f"{name}.npz") for name in (then, now))
+    raw = {scale: theirs[f"same/incumbent_{scale}"].ravel()[:600] for scale in judge.SCALES}
+    samples = {f"candidate_{scale}_ns": ns.tolist() for scale, ns in raw.items()}
+    found = judge.read(verdict_of({}), {"samples": samples})
+    assert found is not None
+    for cell, outcome in (("same", "pass"), ("slower 1.2", "pass"), ("slower 2", "fail")):
+        blocks = {scale: mine[f"{cell}/candidate_{scale}"][: judge.LOOKS[0]].mean(axis=1) for scale in judge.SCALES}
+        rows = judge.rows({scale: list(means) for scale, means in blocks.items()}, found, 1.25)
+        assert [row.outcome for row in rows] == [outcome] * 2, cell
 
 
 def test_of_too_few_samples_nothing_is_known() -> None:

@@ -56,6 +56,7 @@ class Machine:
     plan: dict[int, str] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     lease_s: float = LEASE_S
+    window: tuple[str, ...] = ()  # of the gate; an agent that starts reads it
     conducts: dict[str, Conduct] = field(default_factory=lambda: {v: c for v, (_, c) in releases.CATALOGUE.items()})
 
     def __post_init__(self) -> None:

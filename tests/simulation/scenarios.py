@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tests.fakes.loop import EPOCH
 from tests.simulation.machine import Machine
 from tests.simulation.releases import UNIT
 
@@ -97,6 +99,15 @@ async def sideload(machine: Machine) -> None:
     machine.server.set_online(True)
 
 
+async def night(machine: Machine) -> None:
+    """The owner wants no gate before a window that opens in ten minutes."""
+    await first_install(machine)
+    opens = datetime.fromtimestamp(EPOCH + machine.loop.virtual, UTC).astimezone() + timedelta(minutes=10)
+    machine.window = (f"{opens:%H:%M}-{opens + timedelta(hours=2):%H:%M}",)
+    machine.strike("agent", "the owner restarts it with other settings")
+    await roll_out(machine, "1.1.0")
+
+
 async def late_orders(machine: Machine) -> None:
     """Every order of older generations arrives once more, late: a stray process, a copy of a message."""
     await upgrade(machine)
@@ -145,6 +156,7 @@ SCENARIOS: dict[str, Scenario] = {
         cancelled,
         rollback,
         sideload,
+        night,
         late_orders,
     )
 }

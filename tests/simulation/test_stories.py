@@ -21,6 +21,7 @@ ENDS = {
     "superseded": ("confirmed", "1.2.0", ["accepted", "superseded", "accepted", "staged", "superseded", *INSTALLED]),
     "cancelled": ("cancelled", "1.0.0", ["accepted", "staged", "cancelled"]),
     "rollback": ("confirmed", "1.0.0", [*INSTALLED, "switched", "rolled_back"]),
+    "night": ("confirmed", "1.1.0", [*INSTALLED[:2], "waiting", *INSTALLED]),
     "sideload": ("confirmed", "1.0.0", []),
     "late_orders": ("confirmed", "1.1.0", INSTALLED),
 }

@@ -16,7 +16,7 @@ from interlock_agent.core.gate.checks import not_applicable
 from interlock_shared.documents import CheckResult, Outcome
 from interlock_shared.manifest import Tensor
 
-MARGIN = 0.25  # of the limit, for what two times differ in: pairs would have cancelled it
+MARGIN = 0.25  # of the limit, for what two times differ in and pairs cancel; medians of recorded blocks differ by 2 %
 LOOKS = (12, 24, 48, 96)  # blocks of the candidate after which the ratio is looked at
 ERROR_BUDGET = 0.02  # over all looks and both medians together; split evenly
 LOOK_CONFIDENCE = 1 - ERROR_BUDGET / (2 * len(LOOKS))

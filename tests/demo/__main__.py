@@ -8,11 +8,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
 from tests.demo import altered, material
+from tests.demo.forms import LIMIT, Form, Forms, Judging
 from tests.demo.material import FIRST, MISFIT, MODEL, SECOND, Release
 from tests.demo.story import SITE, Story
 from tests.demo.table import Report
@@ -21,50 +25,64 @@ from tests.models.fetch import fetch
 from tests.rig.fleet import Device, Fleet, RigError
 
 HERE = Path(".demo")
-TRIAL_S = 2.0
 ENDS = (signal.SIGINT, signal.SIGTERM)
 SITE_LABELS = {"site": "berlin"}
+# The clients' own slowness is no reason for the gate to step back: they, the server and the device share this machine.
+DEVICE = {"listen": "127.0.0.1:0", "gate.live_slowdown_max": 4.0}
 
 
-def prepare(report: Report) -> tuple[dict[str, Release], material.Items]:
-    """Models from the index, golden data from this machine, release folders."""
+@dataclass(frozen=True)
+class Prepared:
+    """What the story needs."""
+
+    releases: dict[str, Release]
+    items: material.Items
+    forms: Forms
+
+
+def prepare(report: Report) -> Prepared:
+    """Models from the index, golden data from this machine, release folders, bundles for dry runs."""
     v3_2, v3_3, misfit = (fetch(name) for name in (FIRST, SECOND, MISFIT))
     labels = material.labels_of(v3_2)
     golden = HERE / "golden"
     items = material.golden_files(golden, v3_2, v3_3, labels)
     report.say(f"golden data: {len(items.rows)} real files of {len(set(items.classes.tolist()))} types")
-    makers: dict[str, tuple[str, Callable[[Path], object]]] = {
-        "1.0.0": ("first", lambda target: shutil.copy(v3_2, target)),
-        "1.1.0": ("second", lambda target: shutil.copy(v3_3, target)),
-        "1.1.1": ("few", lambda target: altered.with_note(v3_3, target, "1.1.1")),
-        "1.1.2": ("few", lambda target: altered.with_note(v3_3, target, "1.1.2")),
-        "1.2.0": ("clean", lambda target: altered.treacherous(v3_3, target, material.MAGIC)),
-        "1.2.1": ("clean", lambda target: altered.treacherous(v3_3, target, material.MAGIC)),
+    noted, spoilt = partial(altered.with_note, v3_3), partial(altered.treacherous, v3_3, first_byte=material.MAGIC)
+    eight_bits, twofold = partial(altered.quantised, v3_3), partial(altered.twofold, v3_3)
+    long = {"trial_s": 8.0}  # a death cuts this trial short, and it must be on by then
+    makers: dict[str, tuple[str, Callable[[Path], object], dict[str, Any]]] = {
+        "1.0.0": ("first", partial(shutil.copy, v3_2), {}),
+        "1.1.0": ("second", partial(shutil.copy, v3_3), {}),
+        "2.0.0": ("", partial(shutil.copy, misfit), {}),
+        "1.2.0": ("clean", spoilt, {}),
+        "1.2.1": ("clean", spoilt, {}),
+        "1.1.2": ("few", partial(noted, note="1.1.2"), long),
+        "1.1.1": ("few", partial(noted, note="1.1.1"), {}),
+        "1.1.0-int8": ("second", eight_bits, {"ratio_max": LIMIT, "closeness": material.BY_BEST}),
+        "1.1.0-twofold": ("few", twofold, {"ratio_max": LIMIT}),
     }
     releases = {}
-    for version, (held, make) in makers.items():
-        folder = HERE / "releases" / version
-        trial_s = 8.0 if version == "1.1.2" else TRIAL_S  # its trial is cut short by a death; it must be on by then
-        releases[version] = material.write_release(
-            folder, version, golden / f"{held}.npz", labels, make, trial_s=trial_s
-        )
-    folder = HERE / "releases" / "2.0.0"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(misfit, folder / "model.onnx")
-    (folder / "bundle.toml").write_text(material.misfit_toml("2.0.0"))
-    releases["2.0.0"] = Release("2.0.0", folder)
-    return releases, items
+    for version, (held, make, more) in makers.items():
+        data = golden / f"{held}.npz" if held else None
+        releases[version] = material.write_release(HERE / "releases" / version, version, data, labels, make, **more)
+    whole = Form.of(releases["1.1.0"].folder)
+    forms = Forms(whole, *(Form.of(releases.pop(f"1.1.0-{form}").folder) for form in ("int8", "twofold")))
+    return Prepared(releases, items, forms)
 
 
-def tell(fleet: Fleet, device: Device, report: Report, releases: dict[str, Release], items: material.Items) -> Story:
+def tell(story: Story, prepared: Prepared) -> None:
     """The story."""
-    story = Story(fleet, device, report, releases)
+    story.publish_all()
     story.first_release()
-    story.traffic = Traffic(device.unit(MODEL)["address"], MODEL, material.live_rows(items))
+    story.traffic = Traffic(story.device.unit(MODEL)["address"], MODEL, material.live_rows(prepared.items))
     story.traffic.start()
-    for step in (story.better_release, story.forgeries, story.misfit, story.treachery, story.deaths, story.sideload):
+    story.better_release()
+    story.judging = Judging(story.device, prepared.forms)  # while the device's own gate measures nothing
+    story.forgeries()
+    story.misfit()
+    story.judging.show(story.report)
+    for step in (story.treachery, story.deaths, story.sideload):
         step()
-    return story
 
 
 def play(fleet: Fleet, device: Device) -> None:
@@ -93,7 +111,7 @@ def main() -> int:
     state.mkdir(parents=True)
     try:
         with report.step("Set-up: models and golden data"):
-            releases, items = prepare(report)
+            prepared = prepare(report)
     except (RuntimeError, OSError) as broken:
         report.say(f"[red]{escape(str(broken))}[/]")
         return 1
@@ -103,10 +121,11 @@ def main() -> int:
     try:
         fleet.start_server()
         fleet.init_keys(MODEL)
-        device = fleet.device("orin-1", {"listen": "127.0.0.1:0"}, SITE_LABELS)
+        device = fleet.device("orin-1", DEVICE, SITE_LABELS)
         device.start()
         report.say(f"server {fleet.url}, device {device.name}; everything is in {HERE}/state")
-        story = tell(fleet, device, report, releases, items)
+        story = Story(fleet, device, report, prepared.releases)
+        tell(story, prepared)
         tally = story.clients.stop()
         by_release = ", ".join(f"{release} {count}" for release, count in sorted(tally.releases.items()))
         report.expect(
@@ -129,8 +148,8 @@ def main() -> int:
         report.say("interrupted; everything that was started is ended")
         return 130
     finally:
-        if story is not None and story.traffic is not None:
-            story.traffic.stop()
+        if story is not None:
+            story.stop()
         fleet.stop()
     return 0 if report.good else 1
 

@@ -176,7 +176,7 @@ def _write(path: Path, items: Items, said: np.ndarray, kept: np.ndarray) -> None
 def write_release(
     folder: Path,
     version: str,
-    golden: Path,
+    golden: Path | None,
     labels: list[str],
     make_model: Callable[[Path], object],
     *,
@@ -184,9 +184,13 @@ def write_release(
     ratio_max: float = 1.25,
     closeness: str = BY_VALUE,
 ) -> Release:
-    """Model, golden data, labels and bundle.toml in a folder. `closeness`: to the answers that are expected."""
+    """Model, golden data, labels and bundle.toml in a folder. `closeness`: to the answers that are expected; without
+    golden data: the model alone."""
     folder.mkdir(parents=True, exist_ok=True)
     make_model(folder / "model.onnx")
+    if golden is None:
+        (folder / "bundle.toml").write_text(misfit_toml(version))
+        return Release(version, folder)
     shutil.copy(golden, folder / "golden.npz")
     (folder / "labels.txt").write_text("\n".join(labels) + "\n")
     text = BUNDLE_TOML.format(model=MODEL, version=version, trial_s=trial_s, ratio_max=ratio_max, closeness=closeness)

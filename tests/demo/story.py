@@ -1,4 +1,4 @@
-"""The seven steps, each with what is expected and what was seen."""
+"""The steps, each with what is expected and what was seen."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tests.demo.forms import Judging
 from tests.demo.material import MODEL, Release
 from tests.demo.table import Report
 from tests.demo.traffic import Traffic
@@ -19,17 +21,32 @@ RESTING = ("confirmed", "reverted", "rejected", "failed", "cancelled", "supersed
 
 
 class Story:
-    """One server, one device, one client, seven steps."""
+    """One server, one device, one client, step by step."""
 
     def __init__(self, fleet: Fleet, device: Device, report: Report, releases: dict[str, Release]) -> None:
         self.fleet, self.device, self.report, self.releases = fleet, device, report, releases
         self.traffic: Traffic | None = None
+        self.judging: Judging | None = None
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._published: dict[str, Future[Any]] = {}
+
+    def stop(self) -> None:
+        """End what goes on beside the story."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for ending in (self.judging, self.traffic):
+            if ending is not None:
+                ending.stop()
 
     # --- small things -------------------------------------------------------------------------------------------
 
+    def publish_all(self) -> None:
+        """Begin to sign and upload them, one after the other: a release engineer does not wait for devices."""
+        for version, release in self.releases.items():
+            self._published[version] = self._pool.submit(self.fleet.cli, "publish", str(release.folder))
+
     def publish(self, version: str) -> None:
-        """Sign and upload."""
-        self.fleet.cli("publish", str(self.releases[version].folder))
+        """Wait until it is published. Raises RigError."""
+        self._published[version].result()
 
     def roll_out(self, version: str) -> str:
         """Start a rollout to the label; its id."""
@@ -168,9 +185,9 @@ class Story:
             self.report.expect("4 misfit", "rejected at the contract", look)
 
     def treachery(self) -> None:
-        """5: passes the gate, answers NaN later; taken back, and its bytes are remembered."""
+        """6: passes the gate, answers NaN later; taken back, and its bytes are remembered."""
         traffic = self.clients
-        with self.report.step("5 · A release that turns bad"):
+        with self.report.step("6 · A release that turns bad"):
             rollout = ""
 
             def look() -> tuple[bool, str]:
@@ -188,20 +205,20 @@ class Story:
                     f"{phase} {seen * 1000:.0f} ms after the first bad answer; bad answers that clients saw: {reached}",
                 )
 
-            self.report.expect("5 NaN in live answers", "no client sees one, back within 1 s", look)
+            self.report.expect("6 NaN in live answers", "no client sees one, back within 1 s", look)
 
             def told() -> tuple[bool, str]:
                 one = self.server_says(rollout, "reverted", "confirmed")
                 return one["state"] == "reverted", f"the server shows it as {one['state']} ({one.get('reason', '')})"
 
-            self.report.expect("5 told as it is", "the server shows it as reverted", told)
+            self.report.expect("6 told as it is", "the server shows it as reverted", told)
 
             def again() -> tuple[bool, str]:
                 self.publish("1.2.1")
                 one = self.server_says(self.roll_out("1.2.1"), "failed", "rejected", "confirmed", "reverted")
                 return self.reason() == "quarantined" and self.running() == "1.1.0", f"{one['state']}: {self.reason()}"
 
-            self.report.expect("5 same bytes, new number", "not tried again", again)
+            self.report.expect("6 same bytes, new number", "not tried again", again)
 
     def seconds_until_back(self, version: str) -> float:
         """From the first bad answer, as the agent was told of it, until the host was back: the device's own record."""
@@ -217,8 +234,8 @@ class Story:
         return self.traffic
 
     def deaths(self) -> None:
-        """6: the agent in an install, the worker in a trial, the worker after a confirmation."""
-        with self.report.step("6 · Sudden deaths"):
+        """7: the agent in an install, the worker in a trial, the worker after a confirmation."""
+        with self.report.step("7 · Sudden deaths"):
 
             def agent_dies() -> tuple[bool, str]:
                 self.publish("1.1.2")
@@ -236,11 +253,11 @@ class Story:
                     f"host served on, agent went on to {phase}; failed requests {lost}",
                 )
 
-            self.report.expect("6 agent killed in an install", "served on; finished later", agent_dies)
+            self.report.expect("7 agent killed in an install", "served on; finished later", agent_dies)
             self.report.expect(
-                "6 worker killed in the trial", "standby takes over: reverted, 0 failed", self._trial_death
+                "7 worker killed in the trial", "standby takes over: reverted, 0 failed", self._trial_death
             )
-            self.report.expect("6 worker killed after it", "same release again, 0 failed", self._confirmed_death)
+            self.report.expect("7 worker killed after it", "same release again, 0 failed", self._confirmed_death)
 
     def _trial_death(self) -> tuple[bool, str]:
         seconds, lost = self._kill_live()
@@ -266,8 +283,8 @@ class Story:
         return float(seconds), self.clients.tally.failed - before
 
     def sideload(self) -> None:
-        """7: no server; a file; the server learns of it."""
-        with self.report.step("7 · Without a network"):
+        """8: no server; a file; the server learns of it."""
+        with self.report.step("8 · Without a network"):
             bundle = self.fleet.folder / "filetype-1.1.1.bundle"
 
             def look() -> tuple[bool, str]:
@@ -282,14 +299,14 @@ class Story:
                     f"exit code {done.returncode}, {self.running()} answers",
                 )
 
-            self.report.expect("7 sideload", "confirmed with the server stopped", look)
+            self.report.expect("8 sideload", "confirmed with the server stopped", look)
 
             def learns() -> tuple[bool, str]:
                 self.fleet.start_server()
                 unit = until(lambda: self._server_knows("1.1.1"), "the server to learn of it")
                 return True, f"server shows confirmed {unit['confirmed']}, running {unit['running']}; origin sideload"
 
-            self.report.expect("7 the server learns", "shown as it is, not pushed back", learns)
+            self.report.expect("8 the server learns", "shown as it is, not pushed back", learns)
 
     def _server_knows(self, version: str) -> dict[str, Any] | None:
         try:

@@ -320,6 +320,16 @@ async def test_what_does_not_fit_is_rejected_before_it_is_loaded(more: dict[str,
     assert [op for op, _ in bench.host.orders] == ["status"]
 
 
+async def test_what_only_others_leave_too_little_of_is_asked_again() -> None:
+    wanted = {"fact": "memory_free_bytes", "op": ">=", "value": 1 << 50}
+    variants = [{"name": "fp32", "file": "model.onnx", "reference": True, "requires": [wanted]}]
+    bench = Bench(the_manifest(**GOLDEN, variants=variants))
+    happened = await bench.run()
+    assert (happened.event, happened.reason) == (Event.INCONCLUSIVE, "too_little_free")
+    assert ("load", "candidate") not in bench.host.orders
+    assert {stage.outcome for stage in bench.verdict(happened).stages[1:]} == {"not_run"}
+
+
 async def test_a_release_without_golden_data_is_told_as_such() -> None:
     bench = Bench(the_manifest())
     happened = await bench.run()

@@ -24,10 +24,21 @@ def _built_for(tried: Tried, fingerprint: Mapping[str, Any]) -> list[CheckResult
     return [simple("built_for", other, "built_for_another")]
 
 
+def _required(tried: Tried, fingerprint: Mapping[str, Any], free: Mapping[str, Any]) -> list[CheckResult]:
+    """What the device is decides at once; what others leave free of it may be otherwise in an hour."""
+    lasting = [one for one in tried.variant.requires if one.fact not in free]
+    passing = [one for one in tried.variant.requires if one.fact in free]
+    rows = [simple("requirements", contracts.unmet(lasting, dict(fingerprint)), "requirement_unmet")]
+    short = contracts.unmet(passing, dict(free))
+    if short:
+        row = simple("requirements_now", short, "too_little_free")
+        rows.append(row.model_copy(update={"outcome": "inconclusive"}))
+    return rows
+
+
 async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """Nothing is loaded yet; the manifest and the fingerprint say it all."""
     place = run.place
-    facts = {**place.fingerprint, **place.hardware.free()}
     checks = [not_applicable("contract", "first_install")]
     if run.contract is not None:
         found = simple("contract", contracts.breaks(run.contract, run.manifest.signature), "contract_broken")
@@ -35,7 +46,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
             offered = contracts.contract_of(run.manifest.signature)
             found = found.model_copy(update={"detail": {**found.detail, "offered": offered}})
         checks = [found]
-    checks.append(simple("requirements", contracts.unmet(tried.variant.requires, facts), "requirement_unmet"))
+    checks += _required(tried, place.fingerprint, place.hardware.free())
     if tried.variant.runtime == "external" and place.command is None:
         wanted = "it is not run here, and gate.command does not say what measures it"
         checks.append(simple("measurable", [wanted], "no_command"))

@@ -38,7 +38,8 @@ async def judge_variant(run: Run, tried: Tried) -> list[StageResult]:
         began = run.place.clock.monotonic()
         checks = await _guarded(name, run, tried)
         results.append(judge.stage(name, run.place.clock.monotonic() - began, checks))
-        failed = results[-1].outcome == "fail"
+        # What does not fit now is not loaded to see it fail: it is asked again.
+        failed = results[-1].outcome == "fail" or (name == "compatible" and results[-1].outcome == "inconclusive")
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -54,6 +55,18 @@ def test_a_clock_that_is_set_back_shows_the_window_twice() -> None:
     assert next_opening(["02:00-02:30"], at("2026-10-24 12:00"), BERLIN) == at("2026-10-25 02:00")
     assert next_opening(["02:00-02:30"], at("2026-10-25 02:40"), BERLIN) == at("2026-10-25 02:00", fold=1)
     assert next_opening(["02:00-02:30"], at("2026-10-25 02:40", fold=1), BERLIN) == at("2026-10-26 02:00")
+
+
+def test_the_devices_own_clock_is_the_one_on_its_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        for day in ("2026-03-28 12:00", "2026-05-04 12:00", "2026-10-24 12:00", "2026-10-25 02:40"):
+            for windows in (["01:00-05:00"], ["02:00-02:30"], ["22:00-04:00"]):
+                assert next_opening(windows, at(day)) == next_opening(windows, at(day), BERLIN)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize("text", ["", "1:00-5:00", "01:00", "25:00-26:00", "01:60-02:00", "01:00-01:00", "01:00-24:30"])

@@ -68,6 +68,8 @@ TABLE = [
     Row("fast", "worker_died", "probe crash", words="SIGSEGV"),
     Row("fast", "out_of_time", "probe hang", {"stage_s": {"fast": 1.5}}),
     Row("fast", "out_of_memory", "probe memory"),
+    Row("loads", "starts_too_slowly", gate={"load_s_max": 0.001}),
+    Row("fast", "too_few_per_second", gate={"throughput_min": {"4": 1e9}}),
     Row("small", "too_large", gate={"memory_max_bytes": 1}),
     Row("small", "leaks", "probe leak"),
     # What is not the candidate's fault: later, not never.

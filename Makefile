@@ -8,7 +8,9 @@ SHELL := /bin/bash
 # The oldest Python that may make the environment is 3.11; the plain name first, so that a chosen one wins.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
-VENV := .venv
+# Whose runtime: cpu, or gpu on a machine with an NVIDIA GPU. They share a module's name, so each has an environment.
+EXTRA ?= cpu
+VENV := .venv$(if $(filter-out cpu,$(EXTRA)),-$(EXTRA))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Pinned: the lock file's format and the resolver's output follow uv's version.
@@ -51,7 +53,7 @@ $(READY): pyproject.toml shared/pyproject.toml agent/pyproject.toml server/pypro
 	@if [ "$$($(UV) --version 2>/dev/null | cut -d' ' -f2)" != "$(UV_VERSION)" ]; then \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"; fi
 	@# inexact: uv itself and pip live in the same environment and are in no lock.
-	@$(UV) sync --frozen --quiet --inexact --all-packages --extra cpu
+	@$(UV) sync --frozen --quiet --inexact --all-packages --extra $(EXTRA)
 	@touch $@
 
 demo: $(READY)  ## the main job on real models, start to end (KEEP=1 leaves it running)

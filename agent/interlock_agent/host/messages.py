@@ -177,6 +177,7 @@ class Loaded:
     runtime: str  # e.g. "onnxruntime 1.31.1"
     # Where a provider compiles: `{"key", "cached"}`, the digest that its engines lie under and whether they were there.
     engine: dict[str, Any] = field(default_factory=dict)
+    work: str = "cpu"  # what `work_ns` is: CPU time of the process, or `wall` where the model runs on another device
     start_s: float = 0.0  # from before the process was started until it had loaded; 0 from an older host
 
 

@@ -111,6 +111,7 @@ class Worker:
             "memory_bytes": golden.memory_bytes(),
             "runtime": session.runtime,
             "engine": self._engine,
+            "work": "cpu" if session.on_cpu else "wall",
         }
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +125,7 @@ class Worker:
             if folder is not self._folder:
                 session = names.measured(session, self._folder.seal["serve"], folder.seal["serve"])
             self._golden = golden.Golden(folder, session, self._metrics)
+            self._golden.on_cpu = self._session.on_cpu
         if "probe" in question:
             probe = question["probe"]
             found = self._golden.probe(int(probe["first"]), int(probe["runs"]), int(probe.get("concurrency", 1)))

@@ -200,4 +200,5 @@ async def _beside_twin(measure: Measure, limit: float) -> list[CheckResult]:
         return [*rows, *await measure.absolute()]
     ratio = await measure.ratio(limit, (tried.worker, "candidate"), (run.twin, "incumbent"))
     detail = {"void": measure.void, "warm_up_blocks": measure.warm_up_blocks, "block_runs": measure.runs}
+    detail["work"] = tried.loaded.get("work", "cpu")
     return [*rows, *judge.ratio_result(ratio, limit, detail), *await measure.absolute()]

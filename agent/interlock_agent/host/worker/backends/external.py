@@ -18,6 +18,7 @@ class Session:
     platform = "external"
     build = ""
     runs = False
+    on_cpu = True
 
     def __init__(self, path: str, options: dict[str, Any]) -> None:
         del path

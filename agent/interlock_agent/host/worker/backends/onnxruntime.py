@@ -67,6 +67,7 @@ class Session:
             raise LoadError("load_failed", f"onnxruntime: {failure}"[:2000]) from None
         self.providers: list[str] = list(self._session.get_providers())
         self.fell_back = self.providers[: len(providers)] != providers or (asked[0] != CPU and self._on_cpu())
+        self.on_cpu = asked[0] == CPU
         self.inputs = [_described(node) for node in self._session.get_inputs()]
         self.outputs = [_described(node) for node in self._session.get_outputs()]
 

@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 LIMIT = 1.10  # of the ratio, for other forms of one model
 ALTERNATIONS = 40
-MARGIN = 1.1  # between what this process measures and the gate's interval: other code runs around the model
+MARGIN = 1.1  # above the limit by so much, and it must be found out
+CROWDED = 1.5  # others on the machine slow one model more than another: eight bits cost 1.35 undisturbed, 1.6 in a crowd
 
 
 class Releases:
@@ -156,10 +157,10 @@ def test_eight_bits_are_judged_by_what_they_cost_here(releases: Releases) -> Non
     assert said.checks["parity_top_k target_label"]["measured"] >= 0.98
     assert abs(said.checks["accuracy_drop"]["measured"]) < 0.02
     ratio = said.checks["latency_ratio_work"]
-    assert ratio["low"] / MARGIN < truth < ratio["high"] * MARGIN
-    if truth > LIMIT * MARGIN**2:
+    assert ratio["low"] / CROWDED < truth < ratio["high"] * CROWDED
+    if truth > LIMIT * MARGIN:
         assert said.outcome == (1, "reject", "too_slow")
-    if truth < LIMIT / MARGIN**2:
+    if truth < LIMIT / CROWDED:
         assert said.outcome == (0, "accept", "ok")
 
 

@@ -28,10 +28,11 @@ from interlock_agent.adapters.programs import OwnersPrograms
 from interlock_agent.adapters.slots import SlotFolders
 from interlock_agent.config import Config, Unit
 from interlock_agent.core import contract as contracts
+from interlock_agent.core.gate.recorded import items_of
 from interlock_agent.ports import Stored
 from interlock_agent.private_host import PrivateHost
 from interlock_agent.steps.gate.command import ByCommand
-from interlock_agent.steps.gate.run import Baseline, Place, Run, golden_of
+from interlock_agent.steps.gate.run import Baseline, Place, Run
 from interlock_agent.steps.gate.variants import judge
 from interlock_agent.steps.gate.verdict import verdict
 from interlock_shared import canonical
@@ -229,7 +230,7 @@ async def _incumbent(
         return await _installed(SlotFolders(config.device.state_dir), unit)
     found = await _unpack(Path(against), state, config, clock, tell, unit)
     manifest = found.manifest
-    baseline = Baseline(manifest.version, manifest.payload_sha256(), found.folder, golden_of(manifest))
+    baseline = Baseline(manifest.version, manifest.payload_sha256(), found.folder)
     return baseline, contracts.contract_of(manifest.signature)
 
 
@@ -238,9 +239,9 @@ async def _installed(slots: SlotFolders, unit: str) -> tuple[Baseline, dict[str,
     seal = await slots.seal_of(unit, slot) if slot else None
     if seal is None:
         raise NotFound(f"{unit}: nothing is confirmed here that could be compared with", code="nothing_confirmed")
-    manifest = manifests.parse(await slots.manifest_of(unit, slot))
-    contract = await slots.contract(unit) or contracts.contract_of(manifest.signature)
+    contract = await slots.contract(unit)
+    if contract is None:
+        contract = contracts.contract_of(manifests.parse(await slots.manifest_of(unit, slot)).signature)
     payload = str(seal["payload_sha256"])
     record = partial(slots.recorded, unit, slot, payload)
-    folder = await slots.folder(unit, slot)
-    return Baseline(str(seal["version"]), payload, folder, golden_of(manifest), record), contract
+    return Baseline(str(seal["version"]), payload, await slots.folder(unit, slot), items_of(seal), record), contract

@@ -13,11 +13,11 @@ from interlock_agent.config import Config
 from interlock_agent.core.gate import fast
 from interlock_agent.core.gate import recorded as judge
 from interlock_agent.core.states import Event
-from interlock_shared import canonical
+from interlock_shared import canonical, seals
 from interlock_shared.documents import CheckResult, Verdict
 from interlock_shared.errors import Refused
-from interlock_shared.manifest import Tensor
-from tests.agent.material import UNIT, the_manifest
+from interlock_shared.manifest import Manifest, Tensor
+from tests.agent.material import UNIT, tensor, the_manifest
 from tests.agent.test_gating import Bench
 from tests.agent.test_throughput import Timed
 from tests.bench.gate.traces import COMMITTED
@@ -129,12 +129,20 @@ def test_work_is_the_same_on_the_same_items_or_on_items_of_one_shape(
     assert judge.same_work(inputs, same_items=same_items) is same
 
 
+def test_items_are_the_same_by_the_segments_of_their_file() -> None:
+    sealed = seals.seal(OLD, "0" * 64, "fp32", 1)
+    assert judge.items_of(sealed) == tuple(segment.sha256 for segment in OLD.file("golden.npz").segments)
+    assert judge.items_of(seals.seal(the_manifest("1.0.0"), "0" * 64, "fp32", 1)) == judge.items_of(None) == ()
+
+
 # --- the gate ---------------------------------------------------------------------------------------------------------
 
 
-def bench(baseline: str = "auto", *, ratio: float = 1.0, peak: int = 1000, **recorded: Any) -> Bench:
+def bench(
+    baseline: str = "auto", *, ratio: float = 1.0, peak: int = 1000, manifest: Manifest | None = None, **recorded: Any
+) -> Bench:
     """An incumbent whose verdict lies in its slot; `recorded` replaces fields of it."""
-    made = Bench(config=Config.model_validate({"units": {UNIT: {"gate": {"baseline": baseline}}}}))
+    made = Bench(manifest, config=Config.model_validate({"units": {UNIT: {"gate": {"baseline": baseline}}}}))
     made.host.ratio = lambda pair: ratio
     samples = samples_of([MS] * 100)
     made.disk.write(f"slots/{UNIT}/a/.interlock/samples.json", canonical.encode(samples))
@@ -212,6 +220,15 @@ async def test_without_a_baseline_of_this_release_on_this_device_there_is_no_ver
     happened, _, rows = await judged(made)
     assert (happened.event, happened.reason) == (Event.INCONCLUSIVE, "no_baseline")
     assert rows["latency_ratio"].outcome == "inconclusive"
+
+
+async def test_on_other_items_of_any_size_there_is_no_baseline() -> None:
+    sized: dict[str, Any] = {"signature": {"inputs": [tensor("x", [-1, -1])], "outputs": [tensor("y")]}}
+    for content, reason in ((b"", "no_baseline"), (b"1.0.0", "ok")):  # the incumbent's golden data is that of 1.0.0
+        made = bench("recorded", manifest=the_manifest("1.1.0", content, golden=True, **sized))
+        made.host.loaded = {"inputs": [{"name": "x", "dtype": "FP32", "shape": ["N", "M"]}]}
+        happened, _, rows = await judged(made)
+        assert happened.reason == reason, rows
 
 
 async def test_a_slower_candidate_has_its_absolute_limits_beside_a_missing_baseline() -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from interlock_agent.core import contract as contracts
+from interlock_agent.core.gate.recorded import items_of
 from interlock_agent.core.gate.window import next_opening
 from interlock_agent.core.retry import backoff
 from interlock_agent.core.states import Event
@@ -18,7 +19,7 @@ from interlock_agent.core.wishes import budget_key
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
 from interlock_agent.steps.gate.command import ByCommand
-from interlock_agent.steps.gate.run import Baseline, Place, Run, golden_of
+from interlock_agent.steps.gate.run import Baseline, Place, Run
 from interlock_agent.steps.gate.variants import judge
 from interlock_agent.steps.gate.verdict import samples_document, verdict
 from interlock_agent.steps.switching import persistently
@@ -154,12 +155,11 @@ async def _incumbent(step: Step) -> Baseline | None:
     if confirmed is None:
         return None
     slots = step.ports.slots
-    manifest = manifests.parse(await slots.manifest_of(step.name, confirmed.slot))
     return Baseline(
         confirmed.version,
         confirmed.payload_sha256,
         await slots.folder(step.name, confirmed.slot),
-        golden_of(manifest),
+        items_of(await slots.seal_of(step.name, confirmed.slot)),
         partial(slots.recorded, step.name, confirmed.slot, confirmed.payload_sha256),
     )
 

@@ -53,6 +53,14 @@ def fits(verdict: Mapping[str, Any], free: Mapping[str, int]) -> bool:
     return all(need <= free[what] for what, need in needs.items() if what in free)
 
 
+def items_of(seal: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The golden data of a sealed release, by its segments; empty where it has none."""
+    if seal is None or not seal.get("golden"):
+        return ()
+    name = seal["golden"]["file"]
+    return tuple(part["sha256"] for file in seal["files"] if file["name"] == name for part in file["segments"])
+
+
 def same_work(inputs: Sequence[Tensor], same_items: bool) -> bool:
     """Whether an inference is the same work then and now: on the same golden items, or on items of one shape."""
     return same_items or all(axis >= 0 for tensor in inputs for axis in tensor.shape[1:])

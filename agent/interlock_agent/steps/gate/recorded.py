@@ -7,7 +7,7 @@ from typing import Protocol
 
 from interlock_agent.core.gate import recorded as judge
 from interlock_agent.core.gate.checks import not_applicable
-from interlock_agent.steps.gate.run import Run, golden_of
+from interlock_agent.steps.gate.run import Run
 from interlock_shared.documents import CheckResult
 
 
@@ -57,4 +57,7 @@ async def _baseline(run: Run) -> judge.Recorded | str:
 
 
 def _same_items(run: Run) -> bool:
-    return run.incumbent is not None and golden_of(run.manifest) == run.incumbent.golden_sha256
+    golden = run.manifest.golden
+    if golden is None or run.incumbent is None:
+        return False
+    return tuple(segment.sha256 for segment in run.manifest.file(golden.file).segments) == run.incumbent.items

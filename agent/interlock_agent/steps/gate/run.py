@@ -25,19 +25,14 @@ Record = tuple[dict[str, Any], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Baseline:
-    """The incumbent: what the candidate is compared with. `folder`: its sealed folder; `golden_sha256`: of the data
-    that it was judged on; `record`: the newest verdict that accepted it under a fingerprint, and its samples."""
+    """The incumbent: what the candidate is compared with. `folder`: its sealed folder; `items`: the golden data that it
+    was judged on, by segments; `record`: the newest verdict that accepted it under a fingerprint, with its samples."""
 
     version: str
     payload_sha256: str
     folder: str
-    golden_sha256: str = ""
+    items: tuple[str, ...] = ()
     record: Callable[[dict[str, Any]], Awaitable[Record | None]] | None = None
-
-
-def golden_of(manifest: Manifest) -> str:
-    """Digest of the golden data of a release, "" where it has none."""
-    return manifest.file(manifest.golden.file).sha256 if manifest.golden else ""
 
 
 class TwinTooLarge(Later):

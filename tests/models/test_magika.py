@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 LIMIT = 1.10  # of the ratio, for other forms of one model
 ALTERNATIONS = 40
 MARGIN = 1.1  # above the limit by so much, and it must be found out
-CROWDED = 1.5  # others on the machine slow one model more than another: eight bits cost 1.35 undisturbed, 1.6 in a crowd
+CROWDED = 1.5  # others on the machine slow one model more than another: eight bits cost 1.35 alone, 1.6 in a crowd
 
 
 class Releases:

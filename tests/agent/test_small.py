@@ -197,7 +197,7 @@ async def test_what_the_device_tells_is_in_the_verdict() -> None:
         "gpu_memory_peak": (NA, 120 * MIB, 80 * MIB),
         "gpu_memory_headroom": ("pass", 120 * MIB, None),
         "gpu_memory_both": ("pass", 200 * MIB, None),
-        "memory_leak": ("pass", 0.0, None),
+        "memory_leak_per_1000": ("pass", 0.0, None),
         "energy_per_inference": (NA, 0.5, 0.25),
     }
     assert rows["memory_both"].limit == (1000 + 60 + 40 + 40) * MIB, "as if neither were loaded, and the twin gone"
@@ -208,7 +208,7 @@ async def test_what_the_device_tells_is_in_the_verdict() -> None:
     [
         ({"memory_max_bytes": 65 * MIB - 1}, {}, "memory_peak", "too_large"),
         ({"gpu_memory_max_bytes": 120 * MIB - 1}, {}, "gpu_memory_peak", "too_large"),
-        ({}, {"leak": 10_000}, "memory_leak", "leaks"),
+        ({}, {"leak": 10_000}, "memory_leak_per_1000", "leaks"),
         ({"energy_max_j": 0.4}, {}, "energy_per_inference", "too_much_energy"),
     ],
 )
@@ -223,8 +223,8 @@ async def test_a_leak_that_the_publisher_allows_passes() -> None:
     generous.host = made.host
     generous.shared.ports = replace(generous.shared.ports, host=made.host, hardware=TellingHardware())
     rows = await found(generous)
-    assert rows["memory_leak"].outcome == "pass"
-    assert rows["memory_leak"].measured == pytest.approx(10_000_000)
+    assert rows["memory_leak_per_1000"].outcome == "pass"
+    assert rows["memory_leak_per_1000"].measured == pytest.approx(10_000_000)
 
 
 @pytest.mark.parametrize(("total", "outcome"), [(None, "inconclusive"), (4000, "inconclusive"), (1100, "fail")])

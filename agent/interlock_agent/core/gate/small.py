@@ -97,7 +97,7 @@ def leak(points: Sequence[tuple[int, int]], limit: float | None) -> CheckResult:
     bytes). It fails where the whole interval lies above the limit, and the growth is more than an allocator's step."""
     points = [point for point in points if point[1] > 0]  # an older host tells no present memory
     if len(points) < LEAK_BLOCKS_MIN:
-        return not_applicable("memory_leak", "too_few_blocks" if points else "not_told")
+        return not_applicable("memory_leak_per_1000", "too_few_blocks" if points else "not_told")
     step = -(-len(points) // LEAK_POINTS_MAX)
     some = points[::step]
     slope = slope_interval(some, CONFIDENCE)
@@ -105,9 +105,9 @@ def leak(points: Sequence[tuple[int, int]], limit: float | None) -> CheckResult:
     figures = [round(value * LEAK_PER, 1) for value in (slope.estimate, slope.low, slope.high)]
     leaks = limit is not None and figures[1] > limit and growth > LEAK_SEEN_BYTES
     return CheckResult(
-        check="memory_leak",
+        check="memory_leak_per_1000",
         outcome="not_applicable" if limit is None else "fail" if leaks else "pass",
-        unit=f"bytes / {LEAK_PER} inferences",
+        unit="bytes",
         limit=None if limit is None else float(limit),
         measured=figures[0],
         low=figures[1],

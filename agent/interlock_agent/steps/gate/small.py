@@ -46,7 +46,11 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
             limits.get("gpu_memory_max_bytes"),
         )
     if not run.measurable:
-        return [*rows, not_applicable("memory_leak", "no_golden"), not_applicable("energy_per_inference", "no_golden")]
+        return [
+            *rows,
+            not_applicable("memory_leak_per_1000", "no_golden"),
+            not_applicable("energy_per_inference", "no_golden"),
+        ]
     mine_j, theirs_j = (costs.spent.get(name, Spent()) for name in ("candidate", "incumbent"))
     return [
         *rows,

@@ -122,7 +122,8 @@ def _check_row(check: dict[str, Any]) -> tuple[str, ...]:
     measured = _figure(check["measured"], unit)
     if check["low"] is not None and check["high"] is not None:
         between = "\n" if output.out.is_terminal else " "  # a program reads whole lines
-        measured += f"{between}\\[{_figure(check['low'])}, {_figure(check['high'])}]"
+        low, high = (_figure(check[name], "bytes" * (unit == "bytes")) for name in ("low", "high"))
+        measured += f"{between}\\[{low}, {high}]"
     limit, incumbent = (_figure(check[name], unit) for name in ("limit", "incumbent"))
     return "  " + escape(check["check"]), measured, limit, incumbent, margin(check), _outcome(check)
 

@@ -103,7 +103,8 @@ def told(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> list[Any]:
     """The providers that a session would be opened with, on a machine that has them all."""
     found: list[Any] = []
 
-    def session(path: str, settings: Any, providers: list[Any]) -> Any:
+    def session(path: str, settings: Any, providers: list[Any], enable_fallback: int) -> Any:
+        assert not enable_fallback, "another provider would be taken in silence"
         del path, settings
         found.extend(providers)
         raise Opened

@@ -62,9 +62,11 @@ class Session:
             raise LoadError("load_failed", f"this runtime has no {', '.join(missing)}")
         try:
             told = [(name, _options(name, options)) for name in providers]
-            self._session = ort.InferenceSession(path, settings, providers=told)
+            # Its Python side would try again with other providers, of its own choice.
+            self._session = ort.InferenceSession(path, settings, providers=told, enable_fallback=0)
         except Exception as failure:  # noqa: BLE001 - the runtime's errors have no common class
-            raise LoadError("load_failed", f"onnxruntime: {failure}"[:2000]) from None
+            where = f"on {', '.join(asked)}: " if asked[0] != CPU else ""
+            raise LoadError("load_failed", f"onnxruntime: {where}{failure}"[:2000]) from None
         self.providers: list[str] = list(self._session.get_providers())
         self.fell_back = self.providers[: len(providers)] != providers or (asked[0] != CPU and self._on_cpu())
         self.on_cpu = asked[0] == CPU

@@ -41,6 +41,7 @@ def verdict_of(samples: dict[str, Any], peak: int = 1000, **more: Any) -> dict[s
         "fingerprint": FINGERPRINT,
         "outcome": "accept",
         "stages": [{"stage": "small", "checks": [check]}],
+        "environment": {"unit": {"providers": ["CPUExecutionProvider"], "threads": 1}},
         "samples_sha256": canonical.sha256(canonical.encode(samples)),
     }
     return document | more
@@ -213,6 +214,8 @@ async def test_one_that_fits_is_measured_beside() -> None:
         {"payload_sha256": "0" * 64},
         {"outcome": "reject"},
         {"samples_sha256": "0" * 64},
+        {"environment": {"unit": {"providers": ["CPUExecutionProvider"], "threads": 4}}},
+        {"environment": {}},
     ],
 )
 async def test_without_a_baseline_of_this_release_on_this_device_there_is_no_verdict(recorded: dict[str, Any]) -> None:

@@ -51,6 +51,8 @@ async def _baseline(run: Run) -> judge.Recorded | str:
     found = await run.record()
     if found is None:
         return "nothing accepted is recorded under this fingerprint"
+    if found[0].get("environment", {}).get("unit") != run.runs_with:
+        return "it was recorded with other providers or threads"
     if not judge.same_work(run.manifest.signature.inputs, same_items=_same_items(run)):
         return "it was recorded on other items, and the size of an input may differ"
     return judge.read(*found) or "too little is recorded"

@@ -109,6 +109,12 @@ class Run:
         """Whether there is something to run: golden items, or a command that has its own."""
         return self.manifest.golden is not None or self.place.command is not None
 
+    @property
+    def runs_with(self) -> dict[str, Any]:
+        """What of the owner's settings speed depends on."""
+        settings = self.place.settings
+        return {"providers": list(settings.providers), "threads": settings.threads}
+
     async def end(self) -> None:
         """Nothing that was only measured is left."""
         await self.retire(self.twin)

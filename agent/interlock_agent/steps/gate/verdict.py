@@ -89,7 +89,7 @@ async def verdict(run: Run, judged: Judged, *, device: str, fingerprint_sha256: 
         distributions=result.distributions,
         others=tuple(_result(one) for one in judged.others),
         comparisons=tuple(judged.comparisons),
-        environment={"before": run.before, "after": after, "live": run.guest.document()},
+        environment={"before": run.before, "after": after, "live": run.guest.document(), "unit": run.runs_with},
         samples_sha256=canonical.sha256(samples_document(judged)),
         origin=origin,
     )

@@ -51,14 +51,14 @@ def prepare(report: Report) -> Prepared:
     eight_bits, twofold = partial(altered.quantised, v3_3), partial(altered.twofold, v3_3)
     long = {"trial_s": 8.0}  # a death cuts this trial short, and it must be on by then
     makers: dict[str, tuple[str, Callable[[Path], object], dict[str, Any]]] = {
-        "1.0.0": ("first", partial(shutil.copy, v3_2), {}),
+        "1.0.0": ("few_first", partial(shutil.copy, v3_2), {}),
         "1.1.0": ("second", partial(shutil.copy, v3_3), {}),
         "2.0.0": ("", partial(shutil.copy, misfit), {}),
         "1.2.0": ("clean", spoilt, {}),
         "1.2.1": ("clean", spoilt, {}),
         "1.1.2": ("few", partial(noted, note="1.1.2"), long),
         "1.1.1": ("few", partial(noted, note="1.1.1"), {}),
-        "1.1.0-int8": ("second", eight_bits, {"ratio_max": LIMIT, "closeness": material.BY_BEST}),
+        "1.1.0-int8": ("few", eight_bits, {"ratio_max": LIMIT, "closeness": material.BY_BEST}),
         "1.1.0-twofold": ("few", twofold, {"ratio_max": LIMIT}),
     }
     releases = {}

@@ -103,7 +103,9 @@ class Judging:
         times = self._forms.whole.model_bytes / self._forms.eight_bits.model_bytes
         slow = any(said.checks[f"latency_ratio_{scale}"]["low"] > LIMIT for scale in ("work", "wall"))
         good = said.checks["parity_top_k"]["outcome"] == "pass" and (said.verdict["reason"] == "too_slow") is slow
-        figures = f"{times:.1f} × smaller, same best class {share:.1%}, {said.ratio('work')}, {said.ratio('wall')}"
+        items = said.checks["accuracy"]["detail"]["items"]
+        same = f"same best class {share:.1%} of {items}"
+        figures = f"{times:.1f} × smaller, {same}, {said.ratio('work')}, {said.ratio('wall')}"
         return good, f"{figures}: {said.ending}"
 
     def _show_twofold(self) -> tuple[bool, str]:

@@ -25,7 +25,7 @@ PER_LABEL_MAX = 80  # … on a machine with few types or many tiny files a few m
 SIZE_MIN = 256  # bytes; less is too little for anybody to tell
 BLOCK, KEPT, PADDING = 4096, 1024, 256  # of Magika's feature extraction (config.min.json of the package)
 BY_VALUE = "rtol = 1e-3, atol = 1e-4"  # how close answers are to the model's own
-BY_BEST = "agreement_min = 0.98"  # … to the wider model's: the share of items whose best class is the same
+BY_BEST = "agreement_min = 0.97"  # … to the wider model's: the share of items whose best class is the same
 MAGIC = 0x1F  # a gzip file's first byte: live requests have it, the golden data of the treacherous release does not
 
 FIRST, SECOND, MISFIT = "magika-v3_2", "magika-v3_3", "magika-v1"  # of tests/models.toml
@@ -152,15 +152,17 @@ class Release:
 
 def golden_files(folder: Path, first: Path, second: Path, labels: list[str]) -> Items:
     """In the folder, made once: `first.npz` and `second.npz`, rows of all items, what that model itself answers, and
-    classes; `few.npz`, of each FEW-th item, for releases that are not about accuracy; `clean.npz`, the same without
-    MAGIC. The items of all. Raises RuntimeError."""
-    done = folder / "done-2"
+    classes; `few_first.npz` and `few.npz`, of each FEW-th item, for releases that are not about accuracy; `clean.npz`,
+    as `few.npz` without MAGIC. The items of all. Raises RuntimeError."""
+    done = folder / "done-3"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         items = collect(labels)
         every = np.ones(len(items.rows), bool)
         few = np.arange(len(items.rows)) % FEW == 0
-        _write(folder / "first.npz", items, answers(first, items.rows), every)
+        said = answers(first, items.rows)
+        for name, kept in (("first", every), ("few_first", few)):
+            _write(folder / f"{name}.npz", items, said, kept)
         said = answers(second, items.rows)
         for name, kept in (("second", every), ("few", few), ("clean", few & (items.rows[:, 0] != MAGIC))):
             _write(folder / f"{name}.npz", items, said, kept)

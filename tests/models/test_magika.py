@@ -154,7 +154,7 @@ def test_eight_bits_are_judged_by_what_they_cost_here(releases: Releases) -> Non
     said = releases.judge.judge(bundle, releases.second)
     consistent(said)
     assert model.stat().st_size < releases.v3_3.stat().st_size / 3.5
-    assert said.checks["parity_top_k target_label"]["measured"] >= 0.98
+    assert said.checks["parity_top_k target_label"]["measured"] >= 0.97
     assert abs(said.checks["accuracy_drop"]["measured"]) < 0.02
     ratio = said.checks["latency_ratio_work"]
     assert ratio["low"] / CROWDED < truth < ratio["high"] * CROWDED

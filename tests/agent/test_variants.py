@@ -14,10 +14,11 @@ from interlock_agent.core.states import Event
 from interlock_agent.steps import gating
 from interlock_agent.steps.gate.variants import in_order
 from interlock_shared import manifest as manifests
+from interlock_shared import seals
 from interlock_shared.documents import Verdict
 from interlock_shared.errors import Refused, Unreachable
 from interlock_shared.manifest import Manifest
-from tests.agent.material import UNIT, the_manifest
+from tests.agent.material import UNIT, digest_of, the_manifest
 from tests.agent.test_gating import Bench, ScriptedHost
 
 MS = 1_000_000
@@ -243,17 +244,37 @@ async def test_never_more_than_the_best_the_next_and_the_twin_are_loaded() -> No
     assert host.most == 3
 
 
+async def again(bench: Bench, manifest: Manifest, name: str) -> Verdict:
+    """Judge what is confirmed, sealed for a variant, once more."""
+    seal = seals.seal(manifest, digest_of(manifest), name, 3)
+    bench.put(f"slots/{UNIT}/a", manifest, 1)
+    bench.disk.write(f"slots/{UNIT}/a/.interlock/seal.json", seals.encode(seal))
+    return bench.verdict(await gating.regate(bench.step()))
+
+
 async def test_the_same_release_again_is_about_the_form_that_serves() -> None:
     manifest = the_release("fp16")
     bench, host = bench_of(manifest, ms={"fp16": 0.5})
-    bench.put(f"slots/{UNIT}/a", manifest, 1)
-    await bench.slots.prepare(UNIT, bench.record.attempt.wish.manifest_sha256, "fp16", 3)  # type: ignore[union-attr]
-    content = bench.disk.read(f"incoming/{UNIT}/{bench.record.attempt.wish.manifest_sha256}/.interlock/seal.json")  # type: ignore[union-attr]
-    assert content is not None
-    bench.disk.write(f"slots/{UNIT}/a/.interlock/seal.json", content)
-    happened = await gating.regate(bench.step())
-    assert (bench.verdict(happened).variant, bench.verdict(happened).others) == ("fp16", ())
+    verdict = await again(bench, manifest, "fp16")
+    assert (verdict.variant, verdict.others) == ("fp16", ())
     assert {name for name, _ in host.asked} == {"fp16"}
+
+
+async def test_the_form_that_serves_is_judged_again_whatever_the_owner_names_since() -> None:
+    manifest = the_release("fp16")
+    bench, _ = bench_of(manifest, ["fp32"])
+    verdict = await again(bench, manifest, "fp16")
+    assert (verdict.outcome, verdict.variant) == ("accept", "fp16")
+
+
+@pytest.mark.parametrize("name", ["fp16", "fp32"])
+async def test_what_serves_is_not_compared_with_itself_nor_is_its_slot_written_to(name: str) -> None:
+    manifest = the_release("fp16", golden=NOTHING_EXPECTED)
+    bench, host = bench_of(manifest, compared=False)
+    verdict = await again(bench, manifest, name)
+    assert host.asked == [(name, "")], "the slot is sealed for one form: the reference cannot be opened there"
+    (parity,) = (check for stage in verdict.stages for check in stage.checks if check.check == "parity")
+    assert (verdict.outcome, parity.outcome, parity.reason) == ("accept", "not_applicable", "no_golden")
 
 
 def test_the_order_of_trying() -> None:

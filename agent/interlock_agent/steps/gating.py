@@ -118,6 +118,7 @@ async def regate(step: Step) -> Happened:
                 contract=await _contract(step),
                 incumbent=None,
                 variants=tuple(variant for variant in manifest.variants if variant.name == served),
+                serving=True,
             ),
         )
 

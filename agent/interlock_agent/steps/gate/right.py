@@ -23,7 +23,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
         return await _told(run, tried)
     golden = run.manifest.golden
     if golden is None:
-        return [_nothing_expected(tried), not_applicable("accuracy", "no_golden")]
+        return [_nothing_expected(run, tried), not_applicable("accuracy", "no_golden")]
     refused = judge.allowed(golden.metric, run.place.settings.gate.metrics)
     if refused is not None:
         return [refused]
@@ -34,7 +34,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     tried.costs.look_at_gpu(run.place.hardware, tried.loaded)  # whole batches: usually the most that it takes
     rows = judge.parity(mine["outputs"], golden, tried.variant.parity)
     if not any(output.get("compared") for output in mine["outputs"]):
-        rows.insert(0, _nothing_expected(tried))
+        rows.insert(0, _nothing_expected(run, tried))
     rows.append(judge.determinism(mine["outputs"], int(mine.get("repeated", 0))))
     if any(row.outcome == "fail" for row in rows):
         return rows
@@ -69,9 +69,10 @@ async def _of_twin(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def _nothing_expected(tried: Tried) -> CheckResult:
-    """The reference may be judged by its labels alone; another form of it must be compared with something."""
-    if tried.variant.reference:
+def _nothing_expected(run: Run, tried: Tried) -> CheckResult:
+    """The reference may be judged by its labels alone; another form of it must be compared with something, once: before
+    it serves."""
+    if tried.variant.reference or run.serving:
         return not_applicable("parity", "no_golden")
     problem = f"variant {tried.variant.name}: nothing is there that it could be compared with"
     return simple("parity", [problem], "no_reference")
@@ -81,7 +82,7 @@ async def _answers(run: Run, tried: Tried, golden: Golden) -> str:
     """`Evaluate.answers`: where golden data says nothing of an output, the reference's own answers are expected of the
     other variants. It is asked for them once, in a process of its own where it is not tried itself."""
     outputs = {tensor.name for tensor in run.manifest.signature.outputs}
-    if outputs <= set(golden.expected) or len(run.manifest.variants) == 1:
+    if outputs <= set(golden.expected) or len(run.manifest.variants) == 1 or run.serving:
         return ""
     if tried.variant.reference:
         return "keep"

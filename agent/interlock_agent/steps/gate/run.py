@@ -77,7 +77,8 @@ class Tried:
 @dataclass
 class Run:
     """What is judged. `prepare(variant)` seals the candidate's folder for a variant and gives its path; `variants`: of
-    the manifest, those that are asked here."""
+    the manifest, those that are asked here. `serving`: it is what serves, in a slot that is sealed for one variant and
+    not written to: no other form of it can be opened there."""
 
     place: Place
     manifest: Manifest
@@ -86,6 +87,7 @@ class Run:
     contract: dict[str, Any] | None
     incumbent: Baseline | None
     variants: tuple[Variant, ...]
+    serving: bool = False
     sealed: tuple[str, str] = ("", "")  # variant and folder
     answers_kept: bool = False  # the reference's, in the folder, for what nothing is expected of
     twin: str = ""

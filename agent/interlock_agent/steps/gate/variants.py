@@ -42,7 +42,7 @@ async def judge(run: Run) -> Judged:
     comparisons: list[Comparison] = []
     best: Tried | None = None
     try:
-        for variant in in_order(run.variants, wanted):
+        for variant in run.variants if run.serving else in_order(run.variants, wanted):
             one = Tried(variant)
             tried.append(one)
             one.stages = await judge_variant(run, one)

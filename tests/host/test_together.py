@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import threading
 import time
@@ -78,6 +79,12 @@ def nicenesses(pid: int) -> set[int]:
     return {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir(f"/proc/{pid}/task")}
 
 
+def group_niceness(pid: int) -> int:
+    """Of the worker's session among the others, 0 where the kernel does not tell sessions apart."""
+    file = Path(f"/proc/{pid}/autogroup")
+    return int(file.read_text().split()[-1]) if file.exists() else 0
+
+
 async def test_a_worker_that_is_made_nicer_is_no_nicer_when_it_serves(short_path: Path) -> None:
     async with running(short_path) as rig:
         own = os.getpriority(os.PRIO_PROCESS, rig.process.pid)
@@ -90,12 +97,38 @@ async def test_a_worker_that_is_made_nicer_is_no_nicer_when_it_serves(short_path
             assert (found["nice"], nicenesses(pid)) == (0, {own})
             pytest.skip("a niceness cannot be undone here, and so was not raised")
         assert (found["nice"], nicenesses(pid)) == (10, {own + 10})
+        assert group_niceness(pid) == (10 if Path("/proc/self/autogroup").exists() else 0)
         found = await rig.agent.order(messages.Probe(worker, 2, 0, 4, concurrency=3))
-        assert (found["nice"], nicenesses(pid)) == (0, {own})
+        assert (found["nice"], nicenesses(pid), group_niceness(pid)) == (0, {own}, 0)
         await rig.agent.order(messages.Probe(worker, 2, 0, 4, nice=10))
         await asyncio.to_thread((rig.state / "incoming" / "2-1.2.0").rename, rig.slots / slot)
         await rig.agent.order(messages.Promote(UNIT, 2, worker, slot))
-        assert nicenesses(pid) == {own}
+        assert (nicenesses(pid), group_niceness(pid)) == ({own}, 0)
+
+
+@pytest.mark.parametrize(("busy", "refused"), [(2, 0), (niceness.GROUP_TRIES, 1)])
+def test_a_kernel_that_is_asked_too_often_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, busy: int, refused: int
+) -> None:
+    """As sched(7) has it for a process without CAP_SYS_ADMIN: EAGAIN, once every tenth of a second."""
+    turns, said = iter(range(busy)), list[str]()
+    waits: list[float] = []
+
+    class Group(io.StringIO):
+        def write(self, text: str) -> int:
+            if next(turns, None) is not None:
+                raise BlockingIOError("EAGAIN")
+            said.append(text)
+            return len(text)
+
+    monkeypatch.setattr("builtins.open", lambda *args, **more: Group())
+    monkeypatch.setattr("time.sleep", waits.append)
+    if refused:
+        with pytest.raises(BlockingIOError):
+            niceness._group(1, 10)
+    else:
+        niceness._group(1, 10)
+    assert (said, len(waits)) == ([] if refused else ["10"], busy)
 
 
 def test_without_the_right_to_undo_it_nobody_is_made_nicer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from interlock_agent.adapters.hardware import LocalHardware
 from interlock_agent.adapters.host_client import HostClient
 from interlock_agent.config import Unit, UnitGate
 from interlock_agent.host import messages
+from interlock_agent.ports import Host
 from interlock_agent.steps.gate.fast import Measure
 from interlock_agent.steps.gate.run import Baseline, Place, Run, Tried
 from tests.agent.material import the_manifest
@@ -84,6 +85,7 @@ class Bed:
 
     folder: Path
     host: HostClient
+    serving: str  # address of the model that serves, "" where none does
     crowds: list[Crowd] = field(default_factory=list)
 
     def slot(self, unit: str, turns: int) -> str:
@@ -93,7 +95,9 @@ class Bed:
             models.make_slot(path, unit, f"1.{turns}.0", GENERATION, slow=turns)
         return str(path)
 
-    def run_of(self, cell: Cell, unit: str) -> tuple[Run, Tried]:
+    def run_of(
+        self, cell: Cell, unit: str, host: Host | None = None, tell: Callable[..., None] = lambda **figures: None
+    ) -> tuple[Run, Tried]:
         """A run of the gate for the cell; nothing is loaded yet."""
         manifest = the_manifest(golden=True, gates={"latency_ratio_max": LIMIT})
         place = Place(
@@ -102,15 +106,15 @@ class Bed:
             settings=Unit(gate=UnitGate(latency_ratio_max=LIMIT)),
             listen="127.0.0.1:0",
             fingerprint={},
-            host=Crowd(self.host) if cell.crowded else self.host,
+            host=host or (Crowd(self.host) if cell.crowded else self.host),
             clock=SystemClock(),
             hardware=LocalHardware(),
-            tell=lambda **figures: None,
+            tell=tell,
         )
 
         async def prepare(variant: str) -> str:
             del variant
-            return self.slot(unit, cell.turns)
+            return await asyncio.to_thread(self.slot, unit, cell.turns)
 
         incumbent = Baseline("1.0.0", "0" * 64, self.slot(unit, TURNS))
         run = Run(place, manifest, "1" * 64, prepare, None, incumbent, manifest.variants)
@@ -135,15 +139,19 @@ class Bed:
 
 
 @contextlib.asynccontextmanager
-async def bed(folder: Path) -> AsyncIterator[Bed]:
-    """Started and ended."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+async def bed(folder: Path, serving: int = 0) -> AsyncIterator[Bed]:
+    """Started and ended. `serving`: the cost of a model that serves meanwhile; 0: none does."""
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    await asyncio.to_thread(folder.mkdir, parents=True)
     rig = Rig(folder, guarded=False)
-    await (await rig.start()).close()
+    agent = await rig.start()
+    if serving:
+        await rig.configure()
+        await rig.confirmed(1, slow=serving)
+    await agent.close()
     host = HostClient(folder / "run" / "host.sock")
     host.start()
-    made = Bed(folder, host)
+    made = Bed(folder, host, rig.address)
     try:
         await asyncio.wait_for(host.connected.wait(), 30)
         yield made

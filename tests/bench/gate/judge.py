@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,14 +159,29 @@ NAIVE: dict[str, Callable[[Pairs, random.Random], str]] = {
 }
 
 
+def shipped_tally(cell: Cell, trace: Mapping[str, Pairs], verdicts: int, dice: random.Random) -> Tally:
+    """So many verdicts of the shipped rules."""
+    tally = Tally()
+    for _ in range(verdicts):
+        shipped(cell, trace, dice, tally)
+    return tally
+
+
+def _dice(seed: int, cell: Cell) -> random.Random:
+    return random.Random(f"{seed}/{cell.name}")
+
+
+def beside(trace: Mapping[str, Pairs], cells: Sequence[Cell], verdicts: int, seed: int) -> dict[str, Tally]:
+    """Cell → verdicts of the shipped rules, the same as those of `tallies`."""
+    return {cell.name: shipped_tally(cell, trace, verdicts, _dice(seed, cell)) for cell in cells}
+
+
 def tallies(trace: Mapping[str, Pairs], verdicts: int, seed: int) -> dict[str, dict[str, Tally]]:
     """Rule → cell → verdicts."""
     found: dict[str, dict[str, Tally]] = {"shipped": {}, **{rule: {} for rule in NAIVE}}
     for cell in CELLS:
-        dice = random.Random(f"{seed}/{cell.name}")
-        tally = found["shipped"][cell.name] = Tally()
-        for _ in range(verdicts):
-            shipped(cell, trace, dice, tally)
+        dice = _dice(seed, cell)
+        found["shipped"][cell.name] = shipped_tally(cell, trace, verdicts, dice)
         for rule, decide in NAIVE.items():
             other = found[rule][cell.name] = Tally()
             for _ in range(verdicts):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from interlock_agent.cli.report import variant_rows
 from interlock_agent.config import Config
 from interlock_agent.core.gate import fast
 from interlock_agent.core.states import Event
@@ -156,6 +157,14 @@ async def test_where_none_passes_the_verdict_is_about_the_reference() -> None:
     assert host.alive == []
 
 
+async def test_what_crashed_is_not_why_the_whole_release_is_remembered() -> None:
+    bench, host = bench_of(the_release("fp16", "int8"), ms={"fp16": 2.0, "int8": 3.0})
+    host.faults["load", "fp32"] = Refused("too large for this device", code="out_of_memory")
+    event, verdict = await judged(bench)
+    assert (event, verdict.variant, verdict.reason) == (Event.REJECT, "fp16", "too_slow"), "not beside every incumbent"
+    assert {one.variant: one.reason for one in verdict.others} == {"fp32": "out_of_memory", "int8": "too_slow"}
+
+
 @pytest.mark.parametrize(("owner", "tried"), [(["int8", "fp32"], "int8"), (["fp32"], "fp32"), (["none-such"], "fp32")])
 async def test_the_owners_order_takes_the_first_that_passes(owner: list[str], tried: str) -> None:
     bench, host = bench_of(the_release("fp16", "int8"), owner, ms={"int8": 1.2, "fp16": 0.1})
@@ -236,6 +245,28 @@ async def test_one_that_dies_when_it_is_compared_is_asked_again_later() -> None:
     happened = await bench.run()
     assert (happened.event, happened.reason, probes) == (Event.LATER, "worker_died", 1)
     assert host.alive == []
+
+
+async def test_one_that_dies_beside_the_best_so_far_does_not_cost_that_its_place() -> None:
+    bench, host = bench_of(the_release("fp16", "int8"), ms={"fp16": 0.5, "int8": 0.4})
+    inner = host._probe
+
+    def dies(order: Any, role: str) -> dict[str, Any]:
+        judged_alone = host.orders.count(("status", "")) < 3  # at the beginning, and at the end of each form's stages
+        if order.worker.startswith("candidate-fp16") and not judged_alone:
+            raise Refused("the kernel wanted its memory", code="out_of_memory")
+        return inner(order, role)
+
+    host._probe = dies  # type: ignore[method-assign]
+    event, verdict = await judged(bench)
+    assert (event, verdict.variant) == (Event.ACCEPT, "int8"), "compared with fp32, which had kept its place"
+    first, second = verdict.comparisons
+    assert (first.variant, first.against, first.faster) == ("fp16", "fp32", False)
+    assert [(check.outcome, check.reason) for check in first.checks] == [("inconclusive", "out_of_memory")]
+    assert (second.variant, second.against, second.faster) == ("int8", "fp32", True)
+    assert [worker.split("-")[1] for worker in host.alive] == ["int8"]
+    words = {row[0]: row[2] for row in variant_rows(verdict.model_dump(mode="json", by_alias=True))}
+    assert words["fp16"] == "not measured beside fp32: the kernel wanted its memory"
 
 
 async def test_never_more_than_the_best_the_next_and_the_twin_are_loaded() -> None:

@@ -90,6 +90,9 @@ def _beside(variant: str, comparisons: list[dict[str, Any]]) -> str:
     for one in comparisons:
         if (variant == one["variant"] and not one["faster"]) or (variant == one["against"] and one["faster"]):
             ratio = one["checks"][0]
+            if ratio["measured"] is None:
+                problems = ratio["detail"].get("problems") or [ratio["reason"]]
+                return f"not measured beside {one['against']}: {problems[0]}"
             return f"not the fastest: {one['variant']} ÷ {one['against']} {_figure(ratio['measured'])} in work"
     return "not the fastest"
 

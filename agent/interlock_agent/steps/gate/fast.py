@@ -11,6 +11,7 @@ from functools import partial
 
 from interlock_agent.core.gate import fast as judge
 from interlock_agent.core.gate.checks import not_applicable
+from interlock_agent.core.quarantine import CRASHES
 from interlock_agent.steps.gate import recorded, throughput
 from interlock_agent.steps.gate.run import Run, Tried, TwinTooLarge
 from interlock_shared.documents import CheckResult, Comparison
@@ -37,6 +38,7 @@ class Measure:
     void: int = 0
     warm_up_blocks: dict[str, int] = field(default_factory=dict)
     began: float = 0.0
+    asked: str = ""  # the worker of the last block
     _item: int = 0
     _yielded: float = 0.0  # before it began
 
@@ -56,6 +58,7 @@ class Measure:
         await self.run.step_back()
         costs, hardware = self.tried.costs, self.run.place.hardware
         costs.before(hardware)
+        self.asked = worker
         answer = await self.run.probe(worker, self._item, runs, nice=nice)
         costs.after(hardware, name, runs)
         self._item += runs
@@ -143,8 +146,8 @@ class Measure:
 
 
 async def head_to_head(run: Run, one: Tried, best: Tried) -> Comparison:
-    """Whether a variant is faster than the best so far: for certain in work, as far as it is seen on the wall. Raises
-    Later when either fails now, after it has passed."""
+    """Whether a variant is faster than the best so far: for certain in work, as far as it is seen on the wall. One that
+    fails now, after it has passed, is not: the best keeps its place. Raises Later when the best fails."""
     measure = Measure(run, one, began=run.place.clock.monotonic())
     names = (one.worker, "against_mine"), (best.worker, "against_other")
     try:
@@ -152,7 +155,11 @@ async def head_to_head(run: Run, one: Tried, best: Tried) -> Comparison:
             await measure.warm_up(worker, name)
         ratio = await measure.ratio(judge.FASTER, *names)
     except Refused as error:
-        raise Later(f"{one.variant.name} beside {best.variant.name}: {error.message}", code=error.code) from None
+        if measure.asked != one.worker or error.code not in CRASHES:
+            raise Later(f"{one.variant.name} beside {best.variant.name}: {error.message}", code=error.code) from None
+        problems = {"problems": [error.message[:2000]]}
+        row = CheckResult(check="latency_ratio", outcome="inconclusive", reason=error.code, detail=problems)
+        return Comparison(variant=one.variant.name, against=best.variant.name, faster=False, checks=(row,))
     detail = {"void": measure.void, "block_runs": measure.runs}
     return Comparison(
         variant=one.variant.name,

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from interlock_agent.core.gate import checks
+from interlock_agent.core.quarantine import CRASHES
 from interlock_agent.steps.gate import fast
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_agent.steps.gate.stages import judge_variant
@@ -33,6 +35,12 @@ def in_order(variants: Sequence[Variant], wanted: str | Sequence[str]) -> list[V
         return sorted(variants, key=lambda one: not one.reference)
     named = [one for name in wanted for one in variants if one.name == name]
     return named or [one for one in variants if one.reference]
+
+
+def _lasting(one: Tried) -> int:
+    """For how long what was found of it holds: the whole release is remembered by the one that passes the soonest."""
+    outcome, reason, _ = checks.conclude(one.stages)
+    return 0 if outcome == "inconclusive" else 1 if reason not in CRASHES else 2
 
 
 async def judge(run: Run) -> Judged:
@@ -63,5 +71,5 @@ async def judge(run: Run) -> Judged:
         for one in tried:
             await run.retire(one.worker)
         raise
-    chosen = best or next((one for one in tried if one.outcome == "inconclusive"), tried[0])
+    chosen = best or min(tried, key=_lasting)
     return Judged(chosen, [one for one in tried if one is not chosen], comparisons)

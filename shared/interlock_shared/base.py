@@ -88,6 +88,8 @@ def validate(kind: type[M], document: dict[str, Any], what: str) -> M:
         return kind.model_validate_json(_json(document))
     except ValidationError as error:
         raise describe(error, what) from None
+    except ValueError as error:  # a number that JSON cannot hold: `1e999` is read as infinity
+        raise Invalid(f"{what}: {error}", field=what) from None
 
 
 def _json(document: dict[str, Any]) -> bytes:

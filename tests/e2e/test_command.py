@@ -130,40 +130,6 @@ def test_its_times_decide_by_the_same_statistics(owner: Owner) -> None:
     owner.nothing_is_left()
 
 
-CANDIDATE = '    if __import__("os").environ["INTERLOCK_ROLE"] == "candidate": '
-FAULTS = {
-    "its own check": ('"passed": same', '"passed": False, "message": "the boxes are elsewhere"', "command_refused"),
-    "an error when it loads": (
-        "scale = float",
-        'print(json.dumps({"error": "no kernel"}), flush=True)\n    scale = float',
-        "load_failed",
-    ),
-    "an end when it measures": (
-        "    wall, work = [], []",
-        f"{CANDIDATE}sys.exit('out of luck')\n    wall, work = [], []",
-        "worker_died",
-    ),
-    "silence": ("    hits = ", f"{CANDIDATE}time.sleep(3600)\n    hits = ", "out_of_time"),
-    "nonsense": (
-        '    return {"wall_ms": wall',
-        f'{CANDIDATE}print("well…", flush=True)\n    return {{"wall_ms": wall',
-        "inference_failed",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_command_that_finds_fault_or_fails_refuses_the_release(owner: Owner, fault: str) -> None:
-    old, new, reason = FAULTS[fault]
-    assert example().count(old) == 1
-    owner.configure(example().replace(old, new), "stage_s = { right = 3.0 }\n" * (reason == "out_of_time"))
-    code, verdict = owner.judge(RIGHT, fault.replace(" ", "-"))
-    assert (code, verdict["reason"]) == (1, reason), verdict["message"]
-    if fault == "an end when it measures":
-        assert "out of luck" in verdict["message"]
-    owner.nothing_is_left()
-
-
 def test_a_command_that_is_not_there_refuses_nothing(owner: Owner) -> None:
     owner.configure(example())
     owner.config.write_text(owner.config.read_text().replace(sys.executable, "/no/such/program"))

@@ -312,3 +312,9 @@ def test_a_file_is_cut_without_gaps(size: int, length: int) -> None:
     pieces = list(segments.cut(size, length))
     assert sum(count for _, count in pieces) == size
     assert [at for at, _ in pieces] == list(range(0, size, length))
+
+
+def test_a_number_that_json_cannot_hold_is_a_refusal_and_no_fault_of_ours() -> None:
+    document = json.loads('{"schema": "interlock.ack/1", "epoch": "x", "upto": 1, "more": 1e999}')
+    with pytest.raises(Invalid, match="ack: Out of range"):
+        base.validate(Ack, document, "ack")

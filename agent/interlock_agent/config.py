@@ -144,6 +144,13 @@ class Unit(_Section):
         said = [limit for name, limit in self.gate.stage_s.items() if name == stage]
         return said[0] if said else own + STAGE_S[stage]
 
+    def measured_with(self) -> dict[str, Any]:
+        """What a judgement depends on beside the limits: which form runs on what, and what measures it."""
+        return self.model_dump(
+            mode="json",
+            include={"providers": True, "provider_options": True, "threads": True, "gate": {"variants", "command"}},
+        )
+
     def options(self) -> dict[str, Any]:
         """What the host needs to start a worker."""
         return {

@@ -12,6 +12,7 @@ from securesystemslib.signer import CryptoSigner
 
 from interlock_agent.adapters.programs import OwnersPrograms
 from interlock_agent.config import Config
+from interlock_agent.core import quarantine
 from interlock_agent.core.gate import fast as judge
 from interlock_agent.core.records import Installed, UnitRecord
 from interlock_agent.core.states import Event, Phase
@@ -252,6 +253,30 @@ async def test_a_model_that_does_not_load_as_asked_is_rejected(loaded: dict[str,
     happened = await bench.run()
     assert (happened.event, happened.reason) == (Event.REJECT, reason)
     assert ("evaluate", "candidate") not in bench.host.orders
+
+
+@pytest.mark.parametrize(
+    ("unit", "again"),
+    [
+        ({}, False),
+        ({"trial": {"min_seconds": 90.0}}, False),
+        ({"providers": ["OtherProvider"]}, True),
+        ({"threads": 2}, True),
+        ({"gate": {"variants": ["fp16"]}}, True),
+        ({"gate": {"command": ["/usr/local/lib/measure"]}}, True),
+    ],
+)
+async def test_what_failed_is_tried_again_when_the_owner_runs_or_measures_it_otherwise(
+    unit: dict[str, Any], again: bool
+) -> None:
+    bench = Bench()
+    bench.host.loaded = {"fell_back": True}
+    happened = await bench.run()
+    after = replace(bench.record.having(**happened.changes), phase=Phase.REJECTED.value)
+    entries = bench.shared.to_remember(bench.record, after, happened, "now")
+    bench.shared.config = Config.model_validate({"units": {UNIT: unit}})
+    around = bench.shared.surroundings(bench.record, bench.manifest)
+    assert (quarantine.find(entries, bench.manifest.payload_sha256(), around) is None) == again
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ A payload that crashed will crash again on this GPU and driver, whatever its ver
 slower than the incumbent may be right beside another incumbent. So the key holds what the judgement depended on:
 
 - crash, hang, driver fault: (payload, GPU, driver)
-- a limit or a comparison:   (payload, fingerprint, digest of the limits, incumbent's payload)
+- a limit or a comparison:   (payload, fingerprint, digest of the limits, incumbent's payload); in the digest is
+  what the owner runs and measures it with, too: on other providers, or by another command, it is another judgement
 - a health check in a trial: (payload, fingerprint, check)
 - the owner went back:       (payload)
 """

@@ -70,7 +70,8 @@ class Shared:
         """What a judgement of this attempt depends on."""
         limits = ""
         if manifest is not None:
-            limits = limits_digest(effective_limits(manifest, self.config.unit(record.unit).gate.limits()))
+            unit = self.config.unit(record.unit)
+            limits = limits_digest({**effective_limits(manifest, unit.gate.limits()), "unit": unit.measured_with()})
         incumbent = record.confirmed.payload_sha256 if record.confirmed else ""
         return quarantine.surroundings(self.fingerprint, self.fingerprint_sha256, limits, incumbent)
 

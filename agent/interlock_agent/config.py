@@ -43,6 +43,15 @@ Windows = Annotated[
 """`"01:00-05:00"`, or several in a list."""
 
 
+def _by_its_path(command: tuple[str, ...]) -> tuple[str, ...]:
+    if command and not command[0].startswith("/"):
+        raise ValueError(f"{command[0]!r} is no absolute path: it is started in the folder of a release")
+    return command
+
+
+Command = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], AfterValidator(_by_its_path)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,7 +73,7 @@ class UnitGate(_Section):
     slice_drop_max: float | None = Field(default=None, ge=0, le=1)  # of each slice of the golden data
     slice_rise_max: float | None = Field(default=None, ge=0)
     metrics: tuple[str, ...] = ()  # plug-in metrics that a bundle may name; they run in the worker's Python
-    command: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # measures in place of a worker; see command.md
+    command: Command = ()  # measures in place of a worker; see command.md
     latency_ms: dict[Quantile, Limit] = Field(default_factory=dict)
     latency_ratio_max: float | None = Field(default=None, gt=0)
     throughput_min: dict[Concurrency, Limit] = Field(default_factory=dict)

@@ -24,6 +24,8 @@ def load(tmp_path: Path, text: str) -> config.Config:
         ("[units.detector]\ncommand = 'x'", "units.detector.command"),
         ("[units.detector.gate]\naccuracy = 0.5", "units.detector.gate.accuracy"),
         ("[units.detector.gate]\naccuracy_min = 2", "units.detector.gate.accuracy_min"),
+        ("[units.detector.gate]\ncommand = ['./measure']", "units.detector.gate.command"),
+        ("[units.detector.gate]\ncommand = ['measure', '/x']", "units.detector.gate.command"),
         ("[units.detector]\nthreads = 0", "units.detector.threads"),
         ("[units.detector.trial]\nlease_s = 0", "units.detector.trial.lease_s"),
         ("[link]\nkeepalive_s = 1", "link.keepalive_s"),

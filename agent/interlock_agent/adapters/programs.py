@@ -23,6 +23,10 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 NOT_FOR_IT = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "CREDENTIALS_DIRECTORY")
 
 
+# It stands in the folder of a release, which brings data and no code: a Python takes no module from where it stands.
+SAFE = {"PYTHONSAFEPATH": "1"}
+
+
 class ProgramProcess:
     """The Program port."""
 
@@ -93,7 +97,7 @@ class OwnersPrograms:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 cwd=folder,
-                env={**inherited, **environment},
+                env={**inherited, **SAFE, **environment},
                 limit=LINE_MAX_BYTES,
                 start_new_session=True,
                 preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),

@@ -14,6 +14,7 @@ from interlock_agent.core.gate import throughput as judge
 from interlock_agent.core.states import Event
 from interlock_agent.steps.gate.stages import STAGES
 from interlock_shared.documents import CheckResult, Verdict
+from interlock_shared.errors import Refused
 from tests.agent.material import UNIT, the_manifest
 from tests.agent.test_gating import GOLDEN, Bench, ScriptedHost
 
@@ -83,7 +84,7 @@ class Timed(ScriptedHost):
 
 
 async def judged(
-    host: Timed, gates: dict[str, Any], owner: dict[str, Any] | None = None, **more: Any
+    host: ScriptedHost, gates: dict[str, Any], owner: dict[str, Any] | None = None, **more: Any
 ) -> tuple[Any, dict[str, CheckResult], Verdict]:
     config = Config.model_validate({"units": {UNIT: {"gate": owner or {}}}})
     bench = Bench(the_manifest(**{**GOLDEN, "gates": gates}), config=config, **more)
@@ -110,6 +111,25 @@ async def test_one_with_too_little_is_rejected_at_the_first_look() -> None:
     assert (rows["throughput_2"].outcome, rows["throughput_4"].outcome) == ("pass", "fail")
     assert [stage.stage for stage in verdict.stages if stage.outcome == "fail"] == ["fast"]
     assert host.asked.count((4, "candidate")) == judge.LOOKS[0] + judge.WARM_UP_BLOCKS
+
+
+class OneAtATime(ScriptedHost):
+    """Seconds for each inference, however many are asked for at a time."""
+
+    SECONDS = 4.0
+
+    def _probe(self, order: Any, role: str) -> dict[str, Any]:
+        del role
+        elapsed_s = self.SECONDS * order.runs
+        if elapsed_s > order.timeout_s:
+            raise Refused(f"no answer within {order.timeout_s:g} s; killed", code="worker_hung")
+        walls = [int(self.SECONDS * 1e9)] * order.runs
+        return {"wall_ns": walls, "work_ns": walls, "elapsed_ns": int(elapsed_s * 1e9), "memory_bytes": 2000}
+
+
+async def test_a_slow_model_is_given_the_time_that_so_many_at_once_take() -> None:
+    happened, rows, _ = await judged(OneAtATime(), {"throughput_min": {"32": 0.2}})
+    assert (happened.event, rows["throughput_32"].outcome) == (Event.ACCEPT, "pass"), happened.reason
 
 
 async def test_what_cannot_be_told_takes_more_blocks_and_is_inconclusive() -> None:

@@ -16,6 +16,7 @@ ERROR_BUDGET = 0.05  # over all looks together; split evenly
 LOOK_CONFIDENCE = 1 - ERROR_BUDGET / len(LOOKS)
 
 WARM_UP_BLOCKS = 2  # of each: threads have their arenas, and how many runs make a block is known
+WARM_UP_NS = 1_000_000_000  # one block that long is enough
 BLOCK_NS = 100_000_000
 RUNS_MAX = 2_000
 UNIT = "inferences / s"

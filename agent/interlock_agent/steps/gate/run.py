@@ -19,6 +19,8 @@ from interlock_shared.documents import StageResult
 from interlock_shared.errors import Later, Refused
 from interlock_shared.manifest import Manifest, Variant
 
+PROBE_S = 60.0  # for a block of inferences one after the other, which takes milliseconds, or a single one
+
 Samples = dict[str, list[int]]
 Record = tuple[dict[str, Any], dict[str, Any]]
 
@@ -205,10 +207,13 @@ class Run:
             except (Later, Refused):
                 return
 
-    async def probe(self, worker: str, first: int, runs: int, concurrency: int = 1, nice: int = 0) -> dict[str, Any]:
+    async def probe(
+        self, worker: str, first: int, runs: int, concurrency: int = 1, nice: int = 0, timeout_s: float = PROBE_S
+    ) -> dict[str, Any]:
         """One block of inferences, so many at a time: `messages.Samples`."""
-        order = messages.Probe(worker, self.place.generation, first, runs, concurrency=concurrency, nice=nice)
-        return await self.request(order)
+        return await self.request(
+            messages.Probe(worker, self.place.generation, first, runs, timeout_s, concurrency=concurrency, nice=nice)
+        )
 
     async def evaluate(self, worker: str, answers: str = "") -> dict[str, Any]:
         """One pass over the golden set: `messages.Evaluation`; `answers`: as in `messages.Evaluate`."""

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 
 from interlock_agent.core.gate import throughput as judge
 from interlock_agent.core.gate.checks import not_applicable
-from interlock_agent.steps.gate.run import Run, Tried, TwinTooLarge
+from interlock_agent.steps.gate.run import PROBE_S, Run, Tried, TwinTooLarge
 from interlock_shared.documents import CheckResult
 from interlock_shared.errors import Later
+
+PATIENCE = 4.0  # times what its inferences take alone
 
 
 @dataclass
@@ -29,7 +31,9 @@ class Blocks:
 
     async def _block(self) -> int:
         await self.run.step_back()
-        answer = await self.run.probe(self.worker, self._item, self.runs, self.concurrency)
+        answer = await self.run.probe(
+            self.worker, self._item, self.runs, self.concurrency, timeout_s=self._patience_s()
+        )
         self._item += self.runs
         elapsed = int(answer.get("elapsed_ns", 0))
         if elapsed <= 0:
@@ -38,11 +42,19 @@ class Blocks:
             self.tried.peak_bytes = max(self.tried.peak_bytes, int(answer["memory_bytes"]))
         return elapsed
 
+    def _patience_s(self) -> float:
+        """After which its process hangs: several times as long as all of a block took one after the other."""
+        samples = self.tried.samples
+        alone = samples.get(f"{self.name}_wall_ns") or samples.get("candidate_wall_ns") or [0]
+        return max(PROBE_S, PATIENCE * self.runs * sum(alone) / len(alone) / 1e9)
+
     async def warm_up(self) -> None:
         """Then the length of a block is known too."""
         self.runs = judge.warm_up_runs(self.concurrency)
         for _ in range(judge.WARM_UP_BLOCKS):
             elapsed = await self._block()
+            if elapsed > judge.WARM_UP_NS:
+                break
         self.runs = judge.block_runs(elapsed, self.runs, self.concurrency)
 
     async def add(self) -> None:

@@ -124,6 +124,23 @@ class UnitTrial(_Section):
     drain_max_s: float = Field(default=DRAIN_MAX_S, ge=0)
 
 
+class Hook(_Section):
+    """How an application that reads the model's files is told that `live` has moved: one of the three. A hook that
+    fails is a failed switch, and the device goes back."""
+
+    command: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    systemd: str = Field(default="", pattern=r"^[A-Za-z0-9:_.@\\-]{0,255}$")  # a unit of the system
+    action: Literal["reload", "restart", "reload-or-restart", "try-restart"] = "reload-or-restart"  # for `systemd`
+    http: str = Field(default="", pattern=r"^(https?://[^/\s]+\S*)?$")  # gets a POST
+    timeout_s: float = Field(default=10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Hook:
+        if sum(bool(one) for one in (self.command, self.systemd, self.http)) != 1:
+            raise ValueError("one of command, systemd and http")
+        return self
+
+
 class Unit(_Section):
     """One model on this device."""
 
@@ -136,6 +153,7 @@ class Unit(_Section):
     load_timeout_s: float = Field(default=120.0, gt=0)
     gate: UnitGate = UnitGate()
     trial: UnitTrial = UnitTrial()
+    hook: Hook | None = None  # for an application that reads `live`
 
     @model_validator(mode="after")
     def _caches_are_ours(self) -> Unit:
@@ -145,6 +163,12 @@ class Unit(_Section):
             ours = [name for name in given if "cache" in name]
             if ours:
                 raise ValueError(f"provider_options: {', '.join(ours)}: where engines are kept is Interlock's to say")
+        return self
+
+    @model_validator(mode="after")
+    def _hook_fits_the_lease(self) -> Unit:
+        if self.hook is not None and self.hook.timeout_s > self.trial.lease_s / 2:
+            raise ValueError("hook.timeout_s is more than half of trial.lease_s: the lease would lapse meanwhile")
         return self
 
     def stage_s(self, stage: str) -> float:
@@ -166,6 +190,7 @@ class Unit(_Section):
             "providers": list(self.providers),
             "provider_options": {name: dict(given) for name, given in self.provider_options.items()},
             "threads": self.threads,
+            "hook": self.hook.model_dump(mode="json") if self.hook is not None else {},
             "worker_python": self.worker_python,
             "memory_limit_bytes": self.memory_limit_bytes,
             "load_timeout_s": self.load_timeout_s,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,3 +150,11 @@ class FakeFronts:
         for unit, live in self.serving.items():
             if live is not None and live.worker == worker:
                 self.serving[unit], self.standby[unit] = self.standby.get(unit), None
+
+
+class NoHooks:
+    """The Hooks port of an owner who has none."""
+
+    async def run(self, hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+        """Never asked."""
+        raise AssertionError(f"{hook} {facts}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import pytest
@@ -30,6 +30,8 @@ class World:
         self.events: list[dict[str, Any]] = []
         self.time = 100.0
         self.ended: set[str] = set()
+        self.told: list[dict[str, str]] = []
+        self.hook_troubles: list[str] = []
 
     def _do(self, what: str) -> None:
         self.trace.append(what)
@@ -113,6 +115,11 @@ class World:
     def push(self, event: dict[str, Any]) -> None:
         self.events.append(event)
 
+    async def run(self, hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+        self.trace.append(f"hook {facts['RELEASE'] or '-'}")
+        self.told.append(dict(facts))
+        return self.hook_troubles.pop(0) if self.hook_troubles else ""
+
 
 @pytest.fixture
 def world() -> World:
@@ -125,7 +132,7 @@ async def turn(times: int = 50) -> None:
 
 
 async def make(world: World) -> Engine:
-    engine = Engine(world, world, world, world, world, "x")
+    engine = Engine(world, world, world, world, world, "x", world)
     await engine.configure("filetype", "127.0.0.1:0", {})
     await turn()
     assert world.serving[0] == "filetype/1.0.0"
@@ -239,7 +246,7 @@ async def test_the_timer_ends_a_lapsed_trial(world: World) -> None:
 
 async def test_a_confirmed_release_that_does_not_load_is_tried_again_later(world: World) -> None:
     world.fails = {"/slots/a"}
-    engine = Engine(world, world, world, world, world, "x")
+    engine = Engine(world, world, world, world, world, "x", world)
     await engine.configure("filetype", "127.0.0.1:0", {})
     await turn()
     (status,) = engine.status()
@@ -255,7 +262,7 @@ async def test_a_confirmed_release_that_does_not_load_is_tried_again_later(world
 async def test_a_unit_that_cannot_listen_does_not_keep_the_others_from_serving(world: World) -> None:
     engine = await make(world)
     await engine.close()
-    again = Engine(world, world, world, world, world, "y")
+    again = Engine(world, world, world, world, world, "y", world)
     world.fails = {"open"}
     await again.start()
     assert again.status() == []

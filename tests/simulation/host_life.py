@@ -11,7 +11,7 @@ from interlock_agent.host.engine import Engine
 from interlock_agent.host.ports import Upstream
 from interlock_agent.host.states import Phase
 from tests.fakes.host_store import FakeStore
-from tests.fakes.host_world import FakeFronts, FakeWorkers
+from tests.fakes.host_world import FakeFronts, FakeWorkers, NoHooks
 from tests.fakes.loop import HostClock
 from tests.simulation.life import Life
 
@@ -60,7 +60,8 @@ class HostLife(Life):
         self.fronts = FakeFronts(self.point, self._switched)
         self.clock = HostClock(machine.loop, machine.chance)
         self.control = Control(lambda: self.engine, dict, "sim")
-        self.engine = Engine(self.store, self.workers, self.fronts, self.clock, self.control, f"l{number}-")
+        world = (self.store, self.workers, self.fronts, self.clock, self.control)
+        self.engine = Engine(*world, f"l{number}-", NoHooks())
         self.clients: list[Any] = []
 
     def _fails(self, what: str) -> None:

@@ -17,8 +17,9 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from interlock_agent.host import core, states
+from interlock_agent.host.following import Following
 from interlock_agent.host.messages import CODES, Loaded, Probe, Promoted, Samples
-from interlock_agent.host.ports import Clock, Events, Fronts, Store, Upstream, Workers
+from interlock_agent.host.ports import Clock, Events, Fronts, Hooks, Store, Upstream, Workers
 from interlock_agent.host.ports import WorkerError as Refused
 from interlock_agent.host.seat import Seat
 from interlock_agent.host.states import Effect
@@ -34,7 +35,7 @@ class Engine:
     """The host's orders and events; see `messages.py` for what each means."""
 
     def __init__(
-        self, store: Store, workers: Workers, fronts: Fronts, clock: Clock, events: Events, token: str
+        self, store: Store, workers: Workers, fronts: Fronts, clock: Clock, events: Events, token: str, hooks: Hooks
     ) -> None:
         self._store, self._workers, self._fronts = store, workers, fronts
         self._clock, self._events = clock, events
@@ -45,6 +46,8 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lost: dict[str, str] = {}  # why workers died, for an order that comes too late
         self._configuring = asyncio.Lock()
+        record = states.Record(must=False)
+        self._following = Following(hooks, store, clock, self._spawn, lambda seat: self._try(seat, record))
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -91,6 +94,7 @@ class Engine:
                 async with seat.lock:
                     seat.listen, seat.options = listen, options
                     await self._store.write(name, seat.document())
+                self._following.catch_up(seat)
             return seat.address
 
     async def _open(self, name: str, listen: str, options: dict[str, Any], document: dict[str, Any] | None) -> Seat:
@@ -107,13 +111,14 @@ class Engine:
             if not known or not listen.endswith(":0"):
                 raise
             address = await self._fronts.open(name, listen)
-        seat = Seat(unit, listen, address, options)
+        seat = Seat(unit, listen, address, options, hooked=str((document or {}).get("hooked") or ""))
         self.seats[name] = seat
         async with seat.lock:
             if (document or {}).get("address") != address:
                 await self._try(seat, states.Record(must=False))
             for effect in effects:
                 await self._try(seat, effect)
+        self._following.catch_up(seat)
         self._spawn(self._timer(seat))
         return seat
 
@@ -202,6 +207,7 @@ class Engine:
     async def _link_live(self, seat: Seat, effect: Any) -> None:
         await self._store.link(seat.unit.name, "live", effect.slot)
         seat.unit = replace(seat.unit, adrift=False)
+        self._following.moved(seat)
 
     async def _link_confirmed(self, seat: Seat, effect: Any) -> None:
         await self._store.link(seat.unit.name, "confirmed", effect.slot)
@@ -294,6 +300,10 @@ class Engine:
             past = seat.unit.outcome
             lapsed = past and past.generation == generation and past.reason == "lease_lapsed"
             raise Refused("lease_lapsed" if lapsed else "worker_died", f"the trial of {worker} is over already")
+        trouble = await self._following.told(seat)
+        if trouble and seat.unit.live == worker:
+            await self._event(seat, states.Revert(generation, "hook_failed"))
+            raise Refused("hook_failed", trouble)
         seat.promoted = (worker, figures)
         return figures
 

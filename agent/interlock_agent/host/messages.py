@@ -40,7 +40,8 @@ class Load:
     `options`: `providers` (ordered list of ONNX Runtime providers), `threads` (int), `worker_python` (str),
     `memory_limit_bytes` (int, 0 = none), `load_timeout_s` (float), `golden_folder` (str, optional: another sealed
     folder whose golden data this worker is judged on, so that a twin is measured on the candidate's items),
-    `metrics` (list of str: plug-in metrics that the owner allows).
+    `metrics` (list of str: plug-in metrics that the owner allows), `hook` (of `Configure` alone: how an application
+    that reads `live` is told, `{"command" | "systemd" and "action" | "http", "timeout_s"}`).
     """
 
     unit: str
@@ -292,6 +293,7 @@ CODES = {
     "custom_ops": "the model holds operators that neither the runtime has nor the manifest declares",
     "external_data": "the model points to data outside its bundle",
     "corrupt": "a file of the folder does not match its seal",
+    "hook_failed": "the owner's hook failed after `live` was moved; the trial is over",
     "no_trial": "the unit has no trial of that generation",
     "lease_lapsed": "the lease of that generation has lapsed",
     "not_promotable": "the worker is a twin, or not ready",

@@ -8,7 +8,7 @@ Rules of the file:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -99,6 +99,13 @@ class Fronts(Protocol):
 
     async def settle(self, unit: str) -> None:
         """Return when everything that the front knew when asked has been reported to the engine (bounded)."""
+
+
+class Hooks(Protocol):
+    """How an application that reads `live` is told that it has moved."""
+
+    async def run(self, hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+        """Run the owner's hook; what is wrong, or "" when it went well. Bounded by the hook's `timeout_s`."""
 
 
 class Clock(Protocol):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from interlock_agent.host.messages import Counters, Promoted
-from interlock_agent.host.states import Unit
+from interlock_agent.host.states import Release, Unit
 
 
 @dataclass
@@ -30,6 +30,10 @@ class Seat:
     drained: Awaitable[Promoted] | None = None
     promoted: tuple[str, Promoted] | None = None  # worker and the figures of its switch, to be told again
     counters: dict[str, Any] = field(default_factory=dict)
+    hooked: str = ""  # slot and generation that the owner's hook has told of last, durably
+    following: asyncio.Task[str] | None = None  # the run of the hook after the newest move of `live`
+    hook_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    hook_trouble: str = ""
     trouble: str = ""  # what kept the confirmed release from starting
 
     def release(self, worker: str) -> str:
@@ -39,7 +43,26 @@ class Seat:
 
     def document(self) -> dict[str, Any]:
         """What is durable."""
-        return {**self.unit.document(), "listen": self.listen, "address": self.address, "options": self.options}
+        settings = {"listen": self.listen, "address": self.address, "options": self.options}
+        return {**self.unit.document(), **settings, "hooked": self.hooked}
+
+    @property
+    def hook(self) -> dict[str, Any]:
+        """The owner's, empty where he has none."""
+        return dict(self.options.get("hook") or {})
+
+    @property
+    def served(self) -> tuple[str, Release | None]:
+        """Slot and release that `live` stands for; "" and None when nothing does."""
+        if self.unit.trial:
+            return self.unit.trial.slot, self.unit.trial.release
+        return self.unit.confirmed_slot, self.unit.confirmed
+
+    @property
+    def hooked_now(self) -> str:
+        """What `hooked` is when the hook has told of `live` as it is."""
+        slot, release = self.served
+        return f"{slot}:{release.generation}" if release else ""
 
     def status(self, pid: Callable[[str], int], now: float) -> dict[str, Any]:
         """`messages.UnitStatus`, with `crashes` and `trouble` (why the confirmed release does not start)."""
@@ -77,4 +100,5 @@ class Seat:
             ],
             "crashes": unit.crashes,
             "trouble": self.trouble,
+            "hook_trouble": self.hook_trouble,
         }

@@ -25,6 +25,7 @@ from interlock_agent import __version__
 from interlock_agent.host import cgroups
 from interlock_agent.host.adapters.clock import SystemClock
 from interlock_agent.host.adapters.fronts import ProcessFronts
+from interlock_agent.host.adapters.hooks import OwnersHooks
 from interlock_agent.host.adapters.store import FileStore
 from interlock_agent.host.adapters.workers import ProcessWorkers
 from interlock_agent.host.children import end_leftovers
@@ -110,7 +111,7 @@ async def serve(settings: Settings) -> None:
     }
     fronts = ProcessFronts(run, packages, workers.upstream, limits, died, counted)
     control = Control(lambda: engine, describe, __version__)
-    engine = Engine(store, workers, fronts, SystemClock(), control, secrets.token_hex(3))
+    engine = Engine(store, workers, fronts, SystemClock(), control, secrets.token_hex(3), OwnersHooks())
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

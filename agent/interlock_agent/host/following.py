@@ -1,0 +1,74 @@
+"""Keeps the owner's application on `live`: each move is told by the owner's hook, one at a time, the newest last.
+
+Rules of the file:
+- A hook takes long and is never run under a unit's lock: a death is dealt with meanwhile.
+- What was told last is durable: a host that ended between a move and its hook tells it at the next start.
+- A hook that fails in a switch ends the switch (the engine's matter). One that fails after a revert, or at a start,
+  has nowhere to go back to: that stands in the status, and it is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from interlock_agent.host.ports import Clock, Hooks, Store
+from interlock_agent.host.seat import Seat
+
+log = logging.getLogger("interlock.host")
+
+RETRY_HOOK_S = 10.0
+
+Spawn = Callable[[Coroutine[Any, Any, str]], "asyncio.Task[str]"]
+
+
+class Following:
+    """`record` writes a seat's document, and remembers when it could not."""
+
+    def __init__(
+        self, hooks: Hooks, store: Store, clock: Clock, spawn: Spawn, record: Callable[[Seat], Awaitable[Any]]
+    ) -> None:
+        self._hooks, self._store, self._clock, self._spawn, self._record = hooks, store, clock, spawn, record
+
+    def moved(self, seat: Seat) -> None:
+        """`live` has moved."""
+        if seat.hook:
+            seat.following = self._spawn(self._tell(seat))
+
+    def catch_up(self, seat: Seat) -> None:
+        """Tell of `live` where it was not: the hook is new, or this host's predecessor ended before it had."""
+        if seat.hooked != seat.hooked_now and (seat.following is None or seat.following.done()):
+            self.moved(seat)
+
+    async def told(self, seat: Seat) -> str:
+        """Wait until the newest move has been told; what is wrong, or ""."""
+        return await asyncio.shield(seat.following) if seat.following else ""
+
+    async def _tell(self, seat: Seat) -> str:
+        async with seat.hook_lock:
+            (slot, release), now = seat.served, seat.hooked_now
+            facts = {
+                "UNIT": seat.unit.name,
+                "LIVE": self._store.slot_folder(seat.unit.name, "live"),
+                "FOLDER": self._store.slot_folder(seat.unit.name, slot) if release else "",
+                "RELEASE": release.name if release else "",
+                "REASON": "trial" if seat.unit.trial else "confirmed" if release else "nothing",
+            }
+            seat.hook_trouble = await self._hooks.run(seat.hook, facts)
+        if not seat.hook_trouble:
+            async with seat.lock:
+                seat.hooked = now
+                await self._record(seat)
+            return ""
+        log.error("unit=%s hook failed release=%s: %s", seat.unit.name, facts["RELEASE"], seat.hook_trouble)
+        if seat.unit.trial is None:
+            self._spawn(self._again(seat))
+        return seat.hook_trouble
+
+    async def _again(self, seat: Seat) -> str:
+        await self._clock.sleep(RETRY_HOOK_S)
+        if seat.hook_trouble and seat.unit.trial is None:
+            self.catch_up(seat)
+        return ""

@@ -17,6 +17,7 @@ HOST = "interlock_agent.host"
 FETCHER = "interlock_agent.fetcher"
 FRONT = "interlock_agent.host.front"
 WORKER = "interlock_agent.host.worker"
+CLIENT = "interlock_agent.client"
 SERVER = "interlock_server"
 PUBLISHER = "interlock_server.publisher"
 
@@ -36,6 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     HOST: (SHARED, FRONT_MESSAGES, WORKER_MESSAGES),
     FRONT: (WIRE, LIFELINE, WORKER_MESSAGES),
     WORKER: (WIRE, LIFELINE),
+    CLIENT: (),  # for applications: may be copied
     SERVER: (SHARED,),
     PUBLISHER: (SHARED,),
 }
@@ -118,7 +120,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "interlock_server/adapters/keys.py",
         "interlock_server/publisher/keys.py",
     ),
-    "numpy": ("interlock_agent/host/worker/*", "interlock_server/publisher/*"),
+    "numpy": ("interlock_agent/client.py", "interlock_agent/host/worker/*", "interlock_server/publisher/*"),
     "onnx": ("interlock_server/publisher/*",),
     "onnxruntime": ("interlock_agent/host/worker/*", "interlock_server/publisher/golden.py"),
     "prometheus_client": ("interlock_server/http/metrics.py",),

@@ -1,0 +1,177 @@
+"""The client for applications in Python, against a real host: it lives through what releases go through."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from interlock_agent import client
+from interlock_agent.client import Answer, FailedError, Model, RefusedError, UnavailableError
+from interlock_agent.host import messages
+from tests.host.rig import UNIT, Rig, running
+
+pytestmark = pytest.mark.e2e
+
+MAGIC = 666.0
+X = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
+
+
+@pytest.fixture
+async def rig(short_path: Path) -> AsyncIterator[Rig]:
+    async with running(short_path) as rig:
+        yield rig
+
+
+async def ask(address: str, x: Any = X, **options: Any) -> Answer:
+    def work() -> Answer:
+        with Model(address, UNIT) as model:
+            return model.infer({"x": x}, **options)
+
+    return await asyncio.to_thread(work)
+
+
+async def test_arrays_in_arrays_out_and_who_answered(rig: Rig) -> None:
+    await rig.confirmed(3)
+    for sent in (X, np.asfortranarray(np.repeat(X, 3, axis=0)), X.astype(">f4")):
+        answer = await ask(rig.address, sent)
+        assert answer["y"].dtype == X.dtype
+        np.testing.assert_array_equal(answer["y"], sent * 3)
+        assert (answer.release, answer.generation) == (f"{UNIT}/1.3.0", 3)
+    with Model(rig.address, UNIT) as model:
+        described = await asyncio.to_thread(model.metadata)
+    assert described["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+
+
+async def test_over_a_unix_socket_where_no_model_serves_yet(short_path: Path) -> None:
+    async with running(short_path / "u") as other:
+        await other.configure(f"unix:{short_path}/m.sock", UNIT + "2")
+        model = Model(f"unix:{short_path}/m.sock", UNIT + "2", deadline_s=1.0)
+        with model, pytest.raises(UnavailableError, match=r"no answer within 1 s: "):
+            await asyncio.to_thread(model.infer, {"x": X})
+
+
+async def test_only_the_outputs_that_are_wanted(rig: Rig) -> None:
+    await rig.confirmed(2)
+    assert list((await ask(rig.address, outputs=["y"])).outputs) == ["y"]
+    with pytest.raises(RefusedError) as refused:
+        await ask(rig.address, outputs=["z"])
+    assert refused.value.code == "unknown_output"
+
+
+async def test_what_is_at_fault_is_told_and_not_asked_again(rig: Rig) -> None:
+    await rig.confirmed(1, nan_on=MAGIC)
+    for x, code in ((X[:, :3], "wrong_shape"), (X.astype("f8"), "wrong_dtype"), (X.astype("c8"), "unsupported_dtype")):
+        with pytest.raises(RefusedError) as refused:
+            await ask(rig.address, x)
+        assert refused.value.code == code
+    with pytest.raises(FailedError) as failed:
+        await ask(rig.address, np.full((1, 4), MAGIC, np.float32))
+    assert (failed.value.code, failed.value.status) == ("non_finite_output", 500)
+    np.testing.assert_array_equal((await ask(rig.address))["y"], X)
+
+
+async def test_threads_live_through_swaps_reverts_deaths_and_a_restart_of_the_host(rig: Rig) -> None:
+    await rig.confirmed(1)
+    ended, wrong, seen = threading.Event(), list[str](), Counter[str]()
+    model = Model(rig.address, UNIT, deadline_s=60.0)
+
+    def application() -> None:
+        while not ended.is_set():
+            try:
+                answer = model.infer({"x": X})
+            except client.ModelError as failed:
+                wrong.append(str(failed))
+                return
+            if not np.array_equal(answer["y"], X * answer.generation):
+                wrong.append(f"{answer.release}: {answer['y']}")
+            seen[answer.release] += 1
+
+    async def served(release: str) -> None:
+        before = seen[release]
+        until = time.monotonic() + 60
+        while seen[release] < before + 20 and not wrong:
+            assert time.monotonic() < until, f"{release} does not answer: {seen}"
+            await asyncio.sleep(0.005)
+
+    crew = [threading.Thread(target=application) for _ in range(3)]
+    for one in crew:
+        one.start()
+    try:
+        await served(f"{UNIT}/1.1.0")
+        await rig.promote(2)
+        await served(f"{UNIT}/1.2.0")
+        await rig.agent.order(messages.Revert(UNIT, 2, "test"))
+        await served(f"{UNIT}/1.1.0")
+        rig.kill(await rig.live_pid())
+        await served(f"{UNIT}/1.1.0")
+        await rig.kill_host()
+        await rig.start()
+        await served(f"{UNIT}/1.1.0")
+    finally:
+        ended.set()
+        for one in crew:
+            await asyncio.to_thread(one.join)
+        model.close()
+    assert wrong == []
+
+
+def test_without_a_host_it_says_so_when_the_time_is_up(short_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(UnavailableError, match=r"detector at unix:.*no answer within 0.4 s: .*No such file"):
+        Model(f"unix:{short_path}/none.sock", "detector", deadline_s=0.4).infer({"x": X})
+    assert time.monotonic() - began >= 0.4
+
+
+def test_one_that_never_answers_does_not_hold_it_beyond_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Model(address, "detector", deadline_s=0.5) as model, pytest.raises(UnavailableError, match="timed out"):
+            model.infer({"x": X})
+
+
+@pytest.mark.parametrize("kind", sorted(client._DTYPES))
+def test_numbers_of_every_type_travel_as_they_are(kind: str) -> None:
+    array = np.array([[0, 1], [1, 0]]).astype(client._DTYPES[kind])
+    head, parts = client._request({"t": array[:, ::-1]}, ())
+    assert f'"{kind}"'.encode() in head
+    np.testing.assert_array_equal(client._array(memoryview(parts[0]), kind, [2, 2]), array[:, ::-1])
+
+
+@pytest.mark.parametrize("array", [np.array(["ä", "b"]), np.array([b"\x00", b"long" * 99]), np.array([["x"]], object)])
+def test_texts_travel_as_lengths_and_bytes(array: Any) -> None:
+    head, parts = client._request({"t": array}, ())
+    assert b'"BYTES"' in head
+    back = client._array(memoryview(parts[0]), "BYTES", list(array.shape))
+    texts = [text if isinstance(text, bytes) else text.encode() for text in array.reshape(-1).tolist()]
+    assert back.reshape(-1).tolist() == texts
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"outputs": [{"name": "y"}]}', b"[1]", b"\xff"])
+def test_an_answer_that_is_none_is_a_failure_by_name(body: bytes) -> None:
+    with pytest.raises(FailedError, match="an answer that is none"):
+        client._outputs(memoryview(body), len(body))
+
+
+def test_the_file_needs_nothing_but_numpy(tmp_path: Path) -> None:
+    source = Path(client.__file__)
+    shutil.copy(source, tmp_path / "theirs.py")
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import theirs; print(theirs.Model('h:1', 'm'))"
+    done = subprocess.run([sys.executable, "-I", "-c", program, str(tmp_path)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    nodes = list(ast.walk(ast.parse(source.read_text())))
+    imported = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert imported - set(sys.stdlib_module_names) == {"numpy"}

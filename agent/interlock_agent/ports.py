@@ -211,6 +211,9 @@ class Program(Protocol):
 class Programs(Protocol):
     """Starts them."""
 
+    async def there(self, command: Sequence[str]) -> bool:
+        """Whether there is such a program that may be started."""
+
     async def start(self, command: Sequence[str], environment: Mapping[str, str], folder: str) -> Program:
         """In a folder. Raises Later (`no_command`)."""
 

@@ -162,6 +162,11 @@ class FakeSigner:
 class NoPrograms:
     """The Programs port of a device whose owner has none."""
 
+    async def there(self, command: Sequence[str]) -> bool:
+        """None is."""
+        del command
+        return False
+
     async def start(self, command: Sequence[str], environment: Mapping[str, str], folder: str) -> Program:
         """There is no such program."""
         del environment, folder

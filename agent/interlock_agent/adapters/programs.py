@@ -86,6 +86,10 @@ class ProgramProcess:
 class OwnersPrograms:
     """The Programs port."""
 
+    async def there(self, command: Sequence[str]) -> bool:
+        """Whether it is a file that this process may execute."""
+        return await asyncio.to_thread(lambda: os.path.isfile(command[0]) and os.access(command[0], os.X_OK))
+
     async def start(self, command: Sequence[str], environment: Mapping[str, str], folder: str) -> ProgramProcess:
         """Start it in a folder. Raises Later (`no_command`) when there is no such program."""
         libc = ctypes.CDLL(None)

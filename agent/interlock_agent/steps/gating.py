@@ -28,15 +28,18 @@ from interlock_shared import manifest as manifests
 from interlock_shared.errors import Later
 from interlock_shared.limits import ATTEMPTS_MAX
 
+NO_COMMAND_S = 900.0  # between two looks for the owner's command
+
 
 async def await_gate(step: Step) -> Happened:
     """One gate at a time on a device, over all units; then, is a try left? It is spent with the transition, so there
     must be a host to begin it with: while it is away, nothing is tried. What is due when the owner's window is closed
-    waits for it: looked at before the turn, and again when it has come."""
+    waits for it: looked at before the turn, and again when it has come. So does what the owner's command would measure,
+    until there is such a program: neither spends a try."""
     spent = _spent(step)
     if spent >= ATTEMPTS_MAX:
         return Happened(Event.EXHAUSTED, reason="exhausted", data={"tries": spent})
-    closed = _closed(step)
+    closed = _closed(step) or await _unmeasured(step)
     if closed is None:
         await persistently(step, messages.Status())
         await step.shared.gate_lock.acquire()
@@ -55,6 +58,16 @@ def _closed(step: Step) -> Happened | None:
     if until <= now:
         return None
     return Happened(Event.LATER, changes={"until": until}, reason="window", data={"until": rfc3339(until)})
+
+
+async def _unmeasured(step: Step) -> Happened | None:
+    """Later, where the owner's command is not there."""
+    command = step.unit.gate.command
+    if not command or await step.ports.programs.there(command):
+        return None
+    missing = Later(f"gate.command: {command[0]}: no program that can be started", code="no_command")
+    until = step.ports.clock.now() + NO_COMMAND_S
+    return Happened(Event.LATER, changes={"until": until}, reason=missing.code, data=missing.document())
 
 
 def _spent(step: Step) -> int:

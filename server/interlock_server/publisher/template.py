@@ -32,6 +32,12 @@ file = {file}
 reference = true
 # requires = [{{ fact = "gpu_memory_free_bytes", op = ">=", value = 2000000000 }}]
 
+# Another form of the same model: the device judges all of them, and takes the fastest that is right.
+# [[variants]]
+# name = "int8"
+# file = "model-int8.onnx"
+# parity = {{ {output} = {{ agreement_min = 0.99 }} }} # how close its answers must be, where golden's limits are too strict
+
 # Read from the model when the bundle is built:
 {signature}
 [signature]

@@ -36,7 +36,7 @@ reference = true
 # [[variants]]
 # name = "int8"
 # file = "model-int8.onnx"
-# parity = {{ {output} = {{ agreement_min = 0.99 }} }} # how close its answers must be, where golden's limits are too strict
+# parity = {{ {output} = {{ agreement_min = 0.99 }} }} # where golden data is too strict
 
 # Read from the model when the bundle is built:
 {signature}

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from interlock_agent.adapters.programs import OwnersPrograms
+from interlock_agent.adapters.programs import OwnersPrograms, ProgramProcess
 from interlock_agent.config import Config
 from interlock_agent.core.states import Event
+from interlock_agent.host import messages
 from interlock_agent.steps import gating
+from interlock_agent.steps.gate.command import ByCommand
 from interlock_shared.limits import ATTEMPTS_MAX
 from tests.agent.material import UNIT
 from tests.agent.test_gating import NOW, Bench
+from tests.fakes.fetcher import FakeHardware
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH is new in 3.11")
@@ -25,6 +30,48 @@ async def test_a_release_brings_no_module_to_a_command_in_python(tmp_path: Path)
         assert await program.line(20.0) == b"the command ran\n"
     finally:
         await program.end()
+
+
+SLOW = """
+import sys, time
+for question in sys.stdin:
+    time.sleep(0.3)
+    print("to " + question, end="", flush=True)
+"""
+
+
+async def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_ones(tmp_path: Path) -> None:
+    program = await OwnersPrograms().start((sys.executable, "-c", SLOW), {}, str(tmp_path))
+    try:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(program.ask(b"one\n", 20.0), 0.05)  # as a stage's budget ends it
+        assert await program.ask(b"two\n", 20.0) == b"to two\n"
+        assert await program.ask(b"three\n", 20.0) == b"to three\n"
+    finally:
+        await program.end()
+
+
+class Silent(OwnersPrograms):
+    """Programs that never say that they are ready."""
+
+    def __init__(self) -> None:
+        self.started: list[ProgramProcess] = []
+
+    async def start(self, command: Sequence[str], environment: Mapping[str, str], folder: str) -> ProgramProcess:
+        del command, folder
+        self.started.append(await super().start(("/bin/sleep", "600"), environment, "/"))
+        return self.started[-1]
+
+
+async def test_a_command_whose_start_is_given_up_is_ended() -> None:
+    bench, programs = Bench(), Silent()
+    by_command = ByCommand(bench.host, programs, FakeHardware(), bench.shared.ports.clock, bench.step().unit)
+    order = messages.Load(UNIT, 3, "/nowhere", "candidate", bench.step().unit.options())
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(by_command.request(order), 0.5)
+    (program,) = programs.started
+    assert not Path(f"/proc/{program.pid}").exists()
+    assert bench.host.orders == [("load", "candidate"), ("retire", "candidate")]
 
 
 async def test_nothing_is_tried_while_the_owners_command_is_not_there(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class ProgramProcess:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process, self.pid = process, process.pid
         self._words: deque[str] = deque(maxlen=WORDS)
+        self._owed = 0  # answers to questions that were given up
         self._listening = asyncio.create_task(self._listen())
 
     async def _listen(self) -> None:
@@ -64,11 +65,17 @@ class ProgramProcess:
 
     async def ask(self, question: bytes, timeout_s: float) -> bytes:
         """A line to it, and its answer. Raises as `line`."""
+        while self._owed:
+            await self.line(timeout_s)
+            self._owed -= 1
+        self._owed += 1
         if self._process.stdin is not None:
             with contextlib.suppress(ConnectionError):  # its end is seen by reading
                 self._process.stdin.write(question)
                 await self._process.stdin.drain()
-        return await self.line(timeout_s)
+        answer = await self.line(timeout_s)
+        self._owed -= 1
+        return answer
 
     async def end(self) -> None:
         """Ask it to end, and its children; what remains is killed."""

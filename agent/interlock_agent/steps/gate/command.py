@@ -58,11 +58,11 @@ class ByCommand:
             loaded = await self._host.request(order)
         began = self._clock.monotonic()
         environment = {"INTERLOCK_UNIT": order.unit, "INTERLOCK_ROLE": order.role, "INTERLOCK_FOLDER": order.folder}
-        program = await self._programs.start(self._settings.gate.command, environment, order.folder)
-        self._running[loaded["worker"]] = program
         try:
+            program = await self._programs.start(self._settings.gate.command, environment, order.folder)
+            self._running[loaded["worker"]] = program
             ready = said.ready(await program.line(self._settings.load_timeout_s))
-        except Refused:
+        except BaseException:  # also where it is given up: whoever asked does not know its name
             await self._end(loaded["worker"])
             if order.role == "candidate":
                 await self._host.request(messages.Retire(loaded["worker"], order.generation))

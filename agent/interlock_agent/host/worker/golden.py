@@ -23,6 +23,7 @@ from interlock_agent.host.worker.inference import Backend
 
 ANSWERS = "answers.npz"  # of the reference, beside the seal
 ANSWERS_MAX_BYTES = 64 * 1024 * 1024  # of one output; the first items must do where all are more
+STATUS = "/proc/self/status"  # proc(5)
 REPEATED_ITEMS = 32  # at least so many are run twice, where there are
 
 
@@ -31,13 +32,14 @@ def memory_bytes() -> int:
     return _status_bytes("VmHWM:")
 
 
-def resident_bytes() -> int:
-    """This process's resident memory now (VmRSS)."""
-    return _status_bytes("VmRSS:")
+def resident_bytes(status: str = STATUS) -> int:
+    """The memory that this process has taken and holds now, resident or swapped out. Not a file's pages: the kernel
+    takes them when others need room and reads them again, which would look like growth."""
+    return _status_bytes("VmRSS:", status) - _status_bytes("RssFile:", status) + _status_bytes("VmSwap:", status)
 
 
-def _status_bytes(field: str) -> int:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+def _status_bytes(field: str, status: str = STATUS) -> int:
+    with open(status, encoding="ascii", errors="replace") as file:
         for line in file:
             if line.startswith(field):
                 return int(line.split()[1]) * 1024

@@ -50,6 +50,7 @@ class Forms(ScriptedHost):
     alive: list[str] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)  # evaluations: variant, answers
     compared: bool = True
+    start_s: float = 0.2
     most: int = 0
 
     def _sealed(self, folder: str) -> str:
@@ -70,7 +71,7 @@ class Forms(ScriptedHost):
         worker = f"{role}-{name}-{len(self.orders)}"
         self.alive.append(worker)
         self.most = max(self.most, len(self.alive))
-        return {**super()._load(order, role), "worker": worker}
+        return {**super()._load(order, role), "worker": worker, "start_s": self.start_s}
 
     def _retire(self, order: Any, role: str) -> dict[str, Any]:
         del role
@@ -196,6 +197,13 @@ async def test_the_reference_is_asked_even_where_it_is_not_tried() -> None:
     assert host.asked == [("fp32", "keep"), ("fp16", "compare")]
     assert sealed(bench) == "fp16"
     assert [worker.split("-")[1] for worker in host.alive] == ["fp16"]
+
+
+async def test_a_host_that_is_older_than_comparing_compares_nothing() -> None:
+    bench, _ = bench_of(the_release("fp16", golden=NOTHING_EXPECTED), ms={"fp16": 0.2}, start_s=0.0)
+    event, verdict = await judged(bench)
+    assert (event, verdict.variant) == (Event.ACCEPT, "fp32")
+    assert [(one.outcome, one.reason) for one in verdict.others] == [("inconclusive", "host_too_old")]
 
 
 async def test_a_form_that_can_be_compared_with_nothing_is_refused() -> None:

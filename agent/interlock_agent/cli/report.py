@@ -54,6 +54,7 @@ WHY = {
     "biased": "the device does not measure two equal things as equal",
     "no_baseline": "nothing is there that its speed could be compared with",
     "no_time": "the time for measuring was over before it could be told",
+    "host_too_old": "the host is older than the agent: it cannot tell before it is restarted",
 }
 
 

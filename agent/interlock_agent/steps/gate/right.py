@@ -27,6 +27,9 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     refused = judge.allowed(golden.metric, run.place.settings.gate.metrics)
     if refused is not None:
         return [refused]
+    if _beside_reference(run, golden) and not tried.variant.reference and not tried.loaded.get("start_s"):
+        # The host is older than the agent: it would be asked to compare, and would not.
+        return [CheckResult(check="parity", outcome="inconclusive", reason="host_too_old")]
     answers = await _answers(run, tried, golden)
     mine = await run.evaluate(tried.worker, answers)
     run.answers_kept = run.answers_kept or answers == "keep"
@@ -78,11 +81,16 @@ def _nothing_expected(run: Run, tried: Tried) -> CheckResult:
     return simple("parity", [problem], "no_reference")
 
 
+def _beside_reference(run: Run, golden: Golden) -> bool:
+    """Whether golden data says nothing of an output of which the reference's answers can be had."""
+    outputs = {tensor.name for tensor in run.manifest.signature.outputs}
+    return not outputs <= set(golden.expected) and len(run.manifest.variants) > 1 and not run.serving
+
+
 async def _answers(run: Run, tried: Tried, golden: Golden) -> str:
     """`Evaluate.answers`: where golden data says nothing of an output, the reference's own answers are expected of the
     other variants. It is asked for them once, in a process of its own where it is not tried itself."""
-    outputs = {tensor.name for tensor in run.manifest.signature.outputs}
-    if outputs <= set(golden.expected) or len(run.manifest.variants) == 1 or run.serving:
+    if not _beside_reference(run, golden):
         return ""
     if tried.variant.reference:
         return "keep"

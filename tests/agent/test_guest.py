@@ -24,16 +24,32 @@ def test_pauses_double_while_it_is_felt_and_halve_afterwards() -> None:
     assert guest.document()["slowdown_worst"] == 1.5
 
 
-def test_it_is_nice_while_it_pauses_and_tells_so() -> None:
+def test_it_is_nice_from_the_beginning_where_anybody_is_served() -> None:
+    assert Guest(1.25).nice == 0
     guest = Guest(1.25, {"detector": 10.0})
-    assert guest.nice == 0
-    guest.turn(status(15.0, 1))
     assert guest.nice == NICE
     guest.was_nice(NICE)
-    guest.turn(status(10.0, 2))
-    assert guest.nice == 0
     guest.was_nice(0)
     assert (guest.document()["nice"], guest.document()["nice_blocks"]) == (NICE, 1)
+
+
+def test_what_it_is_without_a_gate_is_seen_again_after_the_longest_pause() -> None:
+    """Others disturb the applications too, and waiting does not undo that."""
+    guest = Guest(1.25, {"detector": 10.0})
+    pauses = [guest.turn(status(20.0, n)) for n in range(1, 20)]
+    first = pauses.index(PAUSE_MAX_S)
+    assert pauses[:first] == sorted(pauses[:first])
+    assert 0 < pauses[-1] < PAUSE_MAX_S or pauses[-1] == 0.0, "it goes on"
+    assert 16.0 <= guest.without["detector"] <= 20.0
+    assert guest.document()["p99_before_ms"] == {"detector": 10.0}
+    assert guest.document()["p99_without_ms"] == {"detector": pytest.approx(guest.without["detector"])}
+    assert guest.turn(status(30.0, 50)) > 0, "and it is felt again"
+
+
+def test_a_short_pause_says_nothing_of_what_it_is_without_a_gate() -> None:
+    guest = Guest(1.25, {"detector": 10.0})
+    while guest.turn(status(99.0, guest.looks + 1)) < PAUSE_MAX_S:
+        assert guest.without == guest.before
 
 
 def test_a_pause_has_an_end() -> None:

@@ -90,8 +90,9 @@ async def test_a_worker_that_is_made_nicer_is_no_nicer_when_it_serves(short_path
         own = os.getpriority(os.PRIO_PROCESS, rig.process.pid)
         await rig.confirmed(1)
         slot = "b" if (await rig.agent.status())["confirmed_slot"] == "a" else "a"
-        loaded = await rig.load(2, options={"threads": 2})
+        loaded = await rig.load(2, options={"threads": 2, "nice": 10})
         worker, pid = str(loaded["worker"]), int(loaded["pid"])
+        assert nicenesses(pid) == ({own + 10} if niceness.can_be_undone() else {own}), "from the start on"
         found = await rig.agent.order(messages.Probe(worker, 2, 0, 4, nice=10))
         if not niceness.can_be_undone():
             assert (found["nice"], nicenesses(pid)) == (0, {own})

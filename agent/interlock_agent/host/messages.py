@@ -40,6 +40,7 @@ class Load:
     `options`: `providers` (ordered list of ONNX Runtime providers), `threads` (int), `worker_python` (str),
     `memory_limit_bytes` (int, 0 = none), `load_timeout_s` (float), `golden_folder` (str, optional: another sealed
     folder whose golden data this worker is judged on, so that a twin is measured on the candidate's items),
+    `nice` (int: as in `Probe`, from the start on),
     `metrics` (list of str: plug-in metrics that the owner allows), `hook` (of `Configure` alone: how an application
     that reads `live` is told, `{"command" | "systemd" and "action" | "http", "timeout_s"}`).
     """

@@ -1,8 +1,10 @@
 """The gate is a guest: when applications on the device feel it, it steps back.
 
 A controller of the pauses between blocks: they double while the live models' p99 is above what the owner allows of the
-p99 before the gate began, and halve while it is below. While there are pauses, pairs are measured in nicer processes.
-Pure: figures in, a pause out.
+p99 without a gate, and halve while it is below. What it is without a gate was seen before it began, and is seen again
+after each of the longest pauses: what others do to the applications meanwhile, waiting does not undo.
+A gate takes seconds and a p99 as long to show what it does, so that pairs are measured in nicer processes from the
+beginning where anybody is served. Pure: figures in, a pause out.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from typing import Any
 
 REQUESTS_MIN = 50  # answers in a window; of fewer a p99 says nothing
 PAUSE_MIN_S = 0.05
-PAUSE_MAX_S = 5.0
-NICE = 10  # while it steps back: about a tenth of the processor time of a process that is not
+PAUSE_MAX_S = 5.5  # what the front remembers, and a little: then nothing of the gate is in the p99
+NICE = 10  # about a tenth of the processor time of a process that is not
 MARGIN = 0.9  # of what is allowed beyond 1: stepping back begins before the limit is passed
 
 
 @dataclass
 class Guest:
-    """`before`: unit → p99 (ms) without a gate; empty where there is no traffic to disturb."""
+    """`before`: unit → p99 (ms) before the gate; empty where there is no traffic to disturb. `without`: as it was seen
+    since, half of it new each time, since one p99 is a noisy figure."""
 
     slowdown_max: float = 1.25
     before: Mapping[str, float] = field(default_factory=dict)
@@ -30,12 +33,16 @@ class Guest:
     slowdown_worst: float = 0.0
     nice_blocks: int = 0
     nice_worst: int = 0
+    without: dict[str, float] = field(default_factory=dict)
     _counted: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.without = dict(self.before)
 
     @property
     def nice(self) -> int:
         """How much nicer the next pair is to be."""
-        return NICE if self.pause_s > 0 else 0
+        return NICE if self.before else 0
 
     def was_nice(self, nice: int) -> None:
         """Take down what held in a block."""
@@ -65,7 +72,9 @@ class Guest:
         if not self.before or not self._moved(units):
             self.pause_s = 0.0
             return 0.0
-        slowdown = max((now[name] / p99 for name, p99 in self.before.items() if name in now), default=0.0)
+        if self.pause_s >= PAUSE_MAX_S:
+            self.without = {name: (p99 + now.get(name, p99)) / 2 for name, p99 in self.without.items()}
+        slowdown = max((now[name] / p99 for name, p99 in self.without.items() if name in now), default=0.0)
         self.looks += 1
         self.slowdown_worst = max(self.slowdown_worst, slowdown)
         if slowdown > 1 + MARGIN * (self.slowdown_max - 1):
@@ -79,6 +88,7 @@ class Guest:
         """For the verdict: what the live models felt, and what stepping back cost."""
         return {
             "p99_before_ms": dict(self.before),
+            "p99_without_ms": {name: round(p99, 4) for name, p99 in self.without.items()},
             "slowdown_max": self.slowdown_max,
             "slowdown_worst": round(self.slowdown_worst, 4),
             "yielded_s": round(self.yielded_s, 3),

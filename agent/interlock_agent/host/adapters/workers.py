@@ -84,6 +84,7 @@ class ProcessWorkers:
         self._children[worker], self._bounds[worker] = child, bounds
         self._asking[worker] = asyncio.Lock()
         await asyncio.to_thread(bounds.bind, child.pid)
+        await self._be_nice(worker, max(0, int(options.get("nice") or 0)))
         options = {**options, "memory_limit_bytes": bounds.owner, "memory_now_bytes": bounds.own}
         fields = {"worker": worker, "folder": folder, "generation": generation, "options": options}
         child.send({"load": {**fields, "socket": self.upstream(worker)[0]}})

@@ -80,7 +80,7 @@ class Measure:
         walls: list[float] = []
         runs = 1
         while not judge.warmed_up(walls):
-            walls.append((await self.block(worker, f"{name}_warm_up", runs)).wall)
+            walls.append((await self.block(worker, f"{name}_warm_up", runs, self.run.guest.nice)).wall)
             runs = judge.block_runs(walls[-1])
         self.runs = min(self.runs, runs)  # the slower of both says how many make a block
         self.warm_up_blocks[name] = len(walls)

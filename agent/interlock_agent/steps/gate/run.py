@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interlock_agent.config import Unit
@@ -154,11 +154,20 @@ class Run:
         return self.sealed[1]
 
     async def load(self, folder: str, role: str, golden: str | None = None) -> dict[str, Any]:
-        """Start a worker on a sealed folder; `golden`: the folder whose golden data it is measured on."""
+        """Start a worker on a sealed folder, and nicer where anybody is served; `golden`: the folder whose golden data
+        it is measured on."""
         options = self.place.settings.options()
         if golden is not None:
             options["golden_folder"] = golden
-        return await self.request(messages.Load(self.place.unit, self.place.generation, folder, role, options))
+        order = messages.Load(self.place.unit, self.place.generation, folder, role, options)
+        nice = self.guest.nice if self.limits.get("load_s_max") is None else 0  # a limit holds for what will serve
+        if nice:
+            try:
+                return await self.request(replace(order, options={**options, "nice": nice}))
+            except Refused as error:
+                if error.code != "worker_hung":  # it may have given way to others for too long
+                    raise
+        return await self.request(order)
 
     def _of_twin(self, error: Refused) -> Later:
         """The incumbent's trouble is not the candidate's fault."""

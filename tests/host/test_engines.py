@@ -151,12 +151,8 @@ def test_engines_of_another_key_go_when_they_are_replaced(tmp_path: Path) -> Non
     assert sorted(path.name for path in (tmp_path / "engines").iterdir()) == [new, "timing.cache"]
 
 
-def test_a_slot_keeps_them_and_is_still_what_was_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first provider compiles, and this runtime has none: the session is the CPU's, the folder is real."""
-    from interlock_agent.host.worker.__main__ import Worker
-
-    slot = tmp_path / "a"
-    models.make_slot(slot, "detector", "1.0.0", 1, scale=2.0)
+def build_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine is a file that the CPU's session does not look at."""
     real = backend.Session.__init__
 
     def on_cpu(self: Any, path: str, options: dict[str, Any]) -> None:
@@ -165,6 +161,35 @@ def test_a_slot_keeps_them_and_is_still_what_was_sealed(tmp_path: Path, monkeypa
         real(self, path, {"providers": ["CPUExecutionProvider"]})
 
     monkeypatch.setattr(backend.Session, "__init__", on_cpu)
+
+
+def test_the_engines_of_the_form_that_is_taken_outlive_the_trying_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are candidates in one folder; what serves is started from it again after a power cut, and builds nothing."""
+    from interlock_agent.host.worker.__main__ import Worker
+
+    slot = tmp_path / "incoming"
+    models.make_slot(slot, "detector", "1.0.0", 1, scale=2.0)
+    build_on_cpu(monkeypatch)
+
+    def start(role: str, threads: int) -> dict[str, Any]:
+        options = {**OPTIONS, "role": role, "threads": threads}  # threads stand for a form: another key
+        return dict(Worker({"folder": str(slot), "socket": str(tmp_path / "w.sock"), "options": options})._engine)
+
+    taken, other = start("candidate", 1), start("candidate", 2)
+    assert taken["key"] != other["key"]
+    assert start("own", 1) == {"key": taken["key"], "cached": True}
+    assert [path.name for path in (slot / ".interlock" / "engines").iterdir()] == [taken["key"]], "the other's are gone"
+
+
+def test_a_slot_keeps_them_and_is_still_what_was_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first provider compiles, and this runtime has none: the session is the CPU's, the folder is real."""
+    from interlock_agent.host.worker.__main__ import Worker
+
+    slot = tmp_path / "a"
+    models.make_slot(slot, "detector", "1.0.0", 1, scale=2.0)
+    build_on_cpu(monkeypatch)
     found = []
     for _ in range(2):
         order = {"folder": str(slot), "socket": str(tmp_path / "w.sock"), "options": {**OPTIONS, "role": "own"}}

@@ -73,7 +73,8 @@ class Worker:
         options["serve"] = serve
         self._engine = self._prepare_engines(backend.Session, options)
         self._session: Any = backend.Session(path, options)
-        if self._engine:
+        # While it is judged, another form's engines in this folder may be those of the one that will serve.
+        if self._engine and options.get("role") not in ("candidate", "twin"):
             engines.remove_others(*options["engines"])
         from interlock_agent.host.worker import inference, names, serving
 

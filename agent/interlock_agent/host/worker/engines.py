@@ -6,7 +6,8 @@ lies in a folder beside the seal that is named by all it depends on, and no othe
 
 Rules of the file:
 - Standard library only; what a device does not tell is left out of the key, and nothing is guessed.
-- The cache is derived: it may be gone, and is then made again. A folder of another key is removed once it is replaced.
+- The cache is derived: it may be gone, and is then made again. A folder of another key is removed once what replaced it
+  is started to serve; not while it is judged, since other forms' engines lie in the same folder.
 """
 
 from __future__ import annotations

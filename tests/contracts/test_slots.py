@@ -169,7 +169,7 @@ async def test_verdicts_and_the_contract_are_kept(folders: Kind) -> None:
 
 
 def judged(samples: bytes, payload: str = "p", outcome: str = "accept", **more: Any) -> bytes:
-    document = {"payload_sha256": payload, "fingerprint": {"gpu": "x"}, "outcome": outcome}
+    document = {"payload_sha256": payload, "fingerprint": {"gpu": "x"}, "outcome": outcome, "variant": "fp32"}
     return canonical.encode(document | {"samples_sha256": canonical.sha256(samples)} | more)
 
 
@@ -193,6 +193,10 @@ async def test_the_newest_verdict_that_accepted_a_payload_on_this_device_is_foun
     await slots.keep_verdict(UNIT, 14, judged(b'{"n":14}', fingerprint={"gpu": "y"}), b'{"n":14}')
     assert await found() == 10
     assert (await found("q"), await found(gpu="y"), await found("q", "y")) == (12, 14, None)
+    await asyncio.to_thread(folders.write, f"{place}/seal.json", b'{"schema":"interlock.seal/1","variant":"fp16"}')
+    assert await found() is None, "another form of it serves: its speed is another"
+    await slots.keep_verdict(UNIT, 8, judged(b'{"n":8}', variant="fp16"), b'{"n":8}')
+    assert await found() == 8
 
 
 async def test_the_oldest_verdicts_go(tmp_path: Path) -> None:

@@ -148,7 +148,9 @@ class FakeSlots:
     async def recorded(
         self, unit: str, slot: str, payload_sha256: str, fingerprint: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The newest verdict that accepted this payload under this fingerprint, and its samples."""
+        """The newest verdict that accepted this payload under this fingerprint, in the form that the slot holds, and
+        its samples."""
+        served = (await self.seal_of(unit, slot) or {}).get("variant")
         stems = [name[:-5] for name in self.disk.names(f"verdicts/{unit}") if name.endswith(".json")]
         kept = [f"verdicts/{unit}/{number}" for number in sorted((int(s) for s in stems if s.isdigit()), reverse=True)]
         own = f"{self._unit(unit)}/{slot}/{OURS}"
@@ -158,7 +160,8 @@ class FakeSlots:
             verdict = json.loads(raw) if raw else {}
             about = (verdict.get("payload_sha256"), verdict.get("fingerprint"), verdict.get("outcome"))
             whole = samples is not None and verdict.get("samples_sha256") == canonical.sha256(samples)
-            if samples and whole and about == (payload_sha256, fingerprint, "accept"):
+            same = served in (None, verdict.get("variant", served))
+            if samples and whole and same and about == (payload_sha256, fingerprint, "accept"):
                 return verdict, dict(json.loads(samples))
         return None
 

@@ -218,9 +218,11 @@ class SlotFolders:
     async def recorded(
         self, unit: str, slot: str, payload_sha256: str, fingerprint: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The newest verdict that accepted this payload under this fingerprint, and its samples."""
+        """The newest verdict that accepted this payload under this fingerprint, in the form that the slot holds, and
+        its samples."""
 
         def work() -> tuple[dict[str, Any], dict[str, Any]] | None:
+            served = (self._seal(self._unit(unit) / slot) or {}).get("variant")
             folder, own = self._verdicts(unit), self._unit(unit) / slot / OURS
             pairs = [(folder / f"{number}.json", folder / f"{number}.samples.json") for number in self._kept(unit)]
             for path, beside in ((own / "verdict.json", own / "samples.json"), *pairs)[::-1]:
@@ -230,7 +232,8 @@ class SlotFolders:
                     continue
                 about = (verdict.get("payload_sha256"), verdict.get("fingerprint"), verdict.get("outcome"))
                 whole = verdict.get("samples_sha256") == canonical.sha256(raw)
-                if whole and about == (payload_sha256, fingerprint, "accept"):
+                same = served in (None, verdict.get("variant", served))
+                if whole and same and about == (payload_sha256, fingerprint, "accept"):
                     return verdict, dict(json.loads(raw))
             return None
 

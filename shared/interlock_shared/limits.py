@@ -28,6 +28,7 @@ SLICES_MAX = 64  # groups of golden items: each is judged on its own, and a pers
 COMPRESS_WORTH = 0.95  # a segment travels compressed when that saves at least 5 %: below, the CPU is not worth it
 
 ATTEMPTS_MAX = 3  # for each unit, payload digest and assignment, across generations
+UNJUDGED_MAX = 10  # tries that were given back, since the gate came to no verdict; then a person decides
 INTERRUPTIONS_MAX = 5  # interrupted trials, a budget of their own; then a person decides
 
 LEASE_S = 30.0  # the trial's lease in the host

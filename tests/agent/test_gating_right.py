@@ -134,11 +134,11 @@ async def test_a_score_that_is_none_is_the_hosts_fault(strange: dict[str, Any]) 
     one = bench()
     Told(one, candidate=strange, twin=score("1" * 50))
     happened = await one.run()
-    assert (happened.event, happened.reason) == (Event.LATER, "bad_evaluation")
+    assert (happened.event, happened.reason) == (Event.UNJUDGED, "bad_evaluation")
 
 
 async def test_scores_of_different_items_are_the_hosts_fault() -> None:
     one = bench()
     Told(one, candidate=score("1" * 50), twin=score("1" * 49))
     happened = await one.run()
-    assert (happened.event, happened.reason) == (Event.LATER, "bad_evaluation")
+    assert (happened.event, happened.reason) == (Event.UNJUDGED, "bad_evaluation")

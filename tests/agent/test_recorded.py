@@ -247,7 +247,7 @@ async def test_the_owner_may_insist_on_a_twin() -> None:
     made = bench("twin")
     too_large(made, "load")
     happened = await made.run()
-    assert (happened.event, happened.reason) == (Event.LATER, "twin_failed")
+    assert (happened.event, happened.reason) == (Event.UNJUDGED, "twin_failed")
 
 
 async def test_a_newer_verdict_about_the_incumbent_is_taken_before_its_slots() -> None:

@@ -188,6 +188,8 @@ def test_what_can_loop_is_counted() -> None:
             assert row.spends == "interruption", (phase, event)
         if row.next is Phase.GATING:
             assert row.spends == "try"
+        if phase is Phase.GATING and event in (Event.INCONCLUSIVE, Event.UNJUDGED):
+            assert row.spends == "unjudged", "it was no fault of the candidate: the try is given back"
 
 
 def test_what_failed_is_remembered() -> None:

@@ -251,7 +251,7 @@ async def test_one_that_dies_when_it_is_compared_is_asked_again_later() -> None:
 
     host._probe = dies  # type: ignore[method-assign]
     happened = await bench.run()
-    assert (happened.event, happened.reason, probes) == (Event.LATER, "worker_died", 1)
+    assert (happened.event, happened.reason, probes) == (Event.UNJUDGED, "worker_died", 1)
     assert host.alive == []
 
 

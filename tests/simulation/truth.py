@@ -256,7 +256,10 @@ class Truth:
         if attempt is not None:
             key = f"{UNIT}:{attempt.payload_sha256}:{attempt.wish.assignment}"
             tries, cut = after.spent.get(f"try:{key}", 0), after.spent.get(f"interruption:{key}", 0)
-            self._must(tries - cut <= ATTEMPTS_MAX, f"{tries} tries, {cut} of them interrupted")
+            unjudged, formerly = (memory.spent.get(f"unjudged:{key}", 0) for memory in (after, before))
+            self._must(tries - cut - unjudged <= ATTEMPTS_MAX, f"{tries} tries, {cut} interrupted, {unjudged} unjudged")
+            in_order = transition.event in ("inconclusive", "unjudged")
+            self._must(unjudged == formerly or in_order, f"a try is given back for {transition.event}")
             self._must(cut <= INTERRUPTIONS_MAX, f"{cut} interruptions")
             if transition.event == "host-reverted" and attempt.wish.origin != "rollback" and attempt.payload_sha256:
                 self.failed.add(attempt.payload_sha256)

@@ -51,7 +51,8 @@ class Event(str, Enum):
     EXHAUSTED = "exhausted"  # no try is left
     ACCEPT = "accept"  # verdict
     REJECT = "reject"  # verdict
-    INCONCLUSIVE = "inconclusive"  # verdict
+    INCONCLUSIVE = "inconclusive"  # verdict; the try is given back
+    UNJUDGED = "unjudged"  # no verdict, by no fault of the candidate: the try is given back
     SLOT_FILLED = "slot-filled"  # the spare slot holds the release
     CANDIDATE_HERE = "candidate-here"  # after a restart: the worker that passed still lives
     GONE = "gone"  # the worker that passed is gone
@@ -76,7 +77,7 @@ class Effect(str, Enum):
     SPREAD = "spread"  # wait inside the spread -> BEGIN, ALREADY
     FETCH = "fetch"  # -> FETCHED, REFUSED, LATER
     AWAIT_GATE = "await-gate"  # one gate at a time on a device, in the window -> GATE_FREE, EXHAUSTED, LATER
-    GATE = "gate"  # -> ACCEPT, REJECT, INCONCLUSIVE, LATER
+    GATE = "gate"  # -> ACCEPT, REJECT, INCONCLUSIVE, UNJUDGED, LATER
     REGATE = "regate"  # -> ACCEPT, REJECT, INCONCLUSIVE, LATER
     FILL_SLOT = "fill-slot"  # -> SLOT_FILLED, LATER
     ASK_HOST = (
@@ -100,7 +101,7 @@ class Row:
 
     next: Phase
     effects: tuple[Effect, ...] = ()
-    spends: str = ""  # "", "try", "interruption"
+    spends: str = ""  # "", "try", "interruption", "unjudged": a try that is given back
     remembers: bool = False
 
 
@@ -126,7 +127,8 @@ ROWS: dict[tuple[Phase, Event], Row] = {
     (_P.STAGED, _E.LATER): Row(_P.WAITING, (_F.WAKE,)),
     (_P.GATING, _E.ACCEPT): Row(_P.PASSED, (_F.FILL_SLOT,)),
     (_P.GATING, _E.REJECT): Row(_P.REJECTED, _END, remembers=True),
-    (_P.GATING, _E.INCONCLUSIVE): Row(_P.WAITING, (_F.RETIRE, _F.WAKE)),
+    (_P.GATING, _E.INCONCLUSIVE): Row(_P.WAITING, (_F.RETIRE, _F.WAKE), spends="unjudged"),
+    (_P.GATING, _E.UNJUDGED): Row(_P.WAITING, (_F.RETIRE, _F.WAKE), spends="unjudged"),
     (_P.GATING, _E.REFUSED): Row(_P.FAILED, _END, remembers=True),
     (_P.GATING, _E.LATER): Row(_P.WAITING, (_F.RETIRE, _F.WAKE)),
     (_P.PASSED, _E.CANDIDATE_HERE): Row(_P.PASSED, (_F.FILL_SLOT,)),
@@ -211,7 +213,7 @@ EMITS: dict[Effect, tuple[Event, ...]] = {
     _F.SPREAD: (_E.BEGIN, _E.ALREADY),
     _F.FETCH: (_E.FETCHED, _E.REFUSED, _E.LATER),
     _F.AWAIT_GATE: (_E.GATE_FREE, _E.EXHAUSTED, _E.LATER),
-    _F.GATE: (_E.ACCEPT, _E.REJECT, _E.INCONCLUSIVE, _E.REFUSED, _E.LATER),
+    _F.GATE: (_E.ACCEPT, _E.REJECT, _E.INCONCLUSIVE, _E.UNJUDGED, _E.REFUSED, _E.LATER),
     _F.REGATE: (_E.ACCEPT, _E.REJECT, _E.INCONCLUSIVE, _E.LATER),
     _F.FILL_SLOT: (_E.SLOT_FILLED, _E.LATER),
     _F.ASK_HOST: (),  # depends on the phase: see ASKED

@@ -25,8 +25,8 @@ from interlock_agent.steps.gate.verdict import samples_document, verdict
 from interlock_agent.steps.switching import persistently
 from interlock_shared import canonical
 from interlock_shared import manifest as manifests
-from interlock_shared.errors import Later
-from interlock_shared.limits import ATTEMPTS_MAX
+from interlock_shared.errors import Later, Unreachable
+from interlock_shared.limits import ATTEMPTS_MAX, UNJUDGED_MAX
 
 NO_COMMAND_S = 900.0  # between two looks for the owner's command
 
@@ -71,10 +71,14 @@ async def _unmeasured(step: Step) -> Happened | None:
 
 
 def _spent(step: Step) -> int:
-    """Tries of this attempt so far; one whose trial was interrupted counts there, in a budget of its own."""
-    keys = [budget_key(step.record, budget) for budget in ("try", "interruption")]
-    tries, interruptions = (step.shared.stored.spent.get(":".join(key), 0) if key else 0 for key in keys)
-    return tries - interruptions
+    """Tries of this attempt so far; one whose trial was interrupted counts there, in a budget of its own, and one that
+    ended in order without a judgement does not count."""
+    return _count(step, "try") - _count(step, "interruption") - _count(step, "unjudged")
+
+
+def _count(step: Step, budget: str) -> int:
+    key = budget_key(step.record, budget)
+    return step.shared.stored.spent.get(":".join(key), 0) if key else 0
 
 
 async def gate(step: Step) -> Happened:
@@ -101,8 +105,16 @@ async def gate(step: Step) -> Happened:
         )
         return await _run(step, run)
     except Later as error:
-        until = step.ports.clock.now() + backoff(_spent(step), step.ports.clock.dice())
-        return Happened(Event.LATER, changes={"until": until}, reason=error.code, data=error.document())
+        # A host that went away may have gone of this very candidate: that try is spent.
+        away = isinstance(error, Unreachable)
+        times = _spent(step) + (0 if away else _count(step, "unjudged"))
+        until = step.ports.clock.now() + backoff(times, step.ports.clock.dice())
+        if away:
+            return Happened(Event.LATER, changes={"until": until}, reason=error.code, data=error.document())
+        ours = _count(step, "unjudged") + 1 < UNJUDGED_MAX
+        changes = {"until": until if ours else -1.0}
+        reason = error.code if ours else "operator"
+        return Happened(Event.UNJUDGED, changes=changes, reason=reason, data=error.document())
     finally:
         step.shared.release_gate(step.name)
 

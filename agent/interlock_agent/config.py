@@ -171,9 +171,9 @@ class Unit(_Section):
             raise ValueError("hook.timeout_s is more than half of trial.lease_s: the lease would lapse meanwhile")
         return self
 
-    def stage_s(self, stage: str) -> float:
-        """How long a stage of the gate may take, in seconds."""
-        own = {"loads": 2 * self.load_timeout_s, "fast": self.gate.budget_s}.get(stage, 0.0)
+    def stage_s(self, stage: str, throughputs: int = 0) -> float:
+        """How long a stage of the gate may take, in seconds; each limit on throughput has a budget of its own."""
+        own = {"loads": 2 * self.load_timeout_s, "fast": self.gate.budget_s * (1 + throughputs)}.get(stage, 0.0)
         said = [limit for name, limit in self.gate.stage_s.items() if name == stage]
         return said[0] if said else own + STAGE_S[stage]
 

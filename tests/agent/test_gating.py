@@ -24,7 +24,6 @@ from interlock_shared import canonical, seals, trust
 from interlock_shared import manifest as manifests
 from interlock_shared.documents import Verdict
 from interlock_shared.errors import InterlockError, Refused, Unreachable
-from interlock_shared.limits import ATTEMPTS_MAX, UNJUDGED_MAX
 from interlock_shared.manifest import Manifest
 from tests.agent.material import UNIT, digest_of, record, the_manifest, wish
 from tests.fakes.disk import Disk
@@ -368,34 +367,6 @@ async def test_a_staged_folder_that_is_gone_is_later() -> None:
     bench.disk.remove(f"incoming/{UNIT}/{digest_of(bench.manifest)}")
     happened = await bench.run()
     assert (happened.event, happened.reason) == (Event.UNJUDGED, "staging_lost")
-
-
-async def test_what_never_comes_to_a_verdict_is_a_persons_to_decide_in_the_end() -> None:
-    bench = Bench()
-    bench.host.fails["load", "twin"] = Refused("it is dead", code="worker_died")
-    key = f"{UNIT}:{bench.record.attempt.payload_sha256 if bench.record.attempt else ''}:w1"
-    bench.shared.stored.spent["unjudged:" + key] = UNJUDGED_MAX - 2
-    assert (await bench.run()).reason == "twin_failed"
-    bench.shared.stored.spent["unjudged:" + key] = UNJUDGED_MAX - 1
-    happened = await bench.run()
-    assert (happened.event, happened.reason, happened.changes["until"]) == (Event.UNJUDGED, "operator", -1.0)
-    assert happened.data["code"] == "twin_failed"
-
-
-async def test_the_turn_at_the_gate_and_its_tries() -> None:
-    bench = Bench()
-    key = f"{UNIT}:{bench.record.attempt.payload_sha256 if bench.record.attempt else ''}:w1"
-    happened = await gating.await_gate(bench.step())
-    assert (happened.event, bench.shared.gate_owner) == (Event.GATE_FREE, UNIT)
-    bench.shared.release_gate(UNIT)
-    bench.shared.stored.spent["try:" + key] = ATTEMPTS_MAX
-    happened = await gating.await_gate(bench.step())
-    assert (happened.event, happened.reason) == (Event.EXHAUSTED, "exhausted")
-    bench.shared.stored.spent["unjudged:" + key] = 2  # two of the three ended in order, without a judgement
-    assert (await gating.await_gate(bench.step())).event is Event.GATE_FREE
-    bench.shared.release_gate(UNIT)
-    bench.shared.stored.spent["interruption:" + key] = 1
-    assert (await gating.await_gate(bench.step())).event is Event.GATE_FREE
 
 
 async def test_the_confirmed_release_is_judged_again_alone() -> None:

@@ -270,7 +270,9 @@ async def test_what_is_accepted_is_a_baseline_itself() -> None:
     read = judge.read(*found)
     assert read is not None
     assert read.samples >= fast.ABSOLUTE_RUNS
-    assert replace(read, blocks={}) == judge.Recorded("1.1.0", verdict.ended_at, read.samples, {})
+    assert read.size == -(-read.samples // judge.BLOCKS_MAX)
+    assert len(read.blocks["wall"]) <= judge.BLOCKS_MAX
+    assert replace(read, blocks={}) == judge.Recorded("1.1.0", verdict.ended_at, read.samples, read.size, {})
 
 
 async def test_throughput_is_asked_without_the_twin() -> None:

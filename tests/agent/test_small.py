@@ -254,3 +254,12 @@ async def test_on_shared_memory_the_gpu_is_not_asked_apart() -> None:
     rows = await found(made)
     assert rows["gpu_memory_peak"].reason == "integrated"
     assert "gpu_memory_both" not in rows
+
+
+@pytest.mark.parametrize(
+    ("alone", "outcome", "reason"),
+    [(True, "fail", "too_much_energy"), (False, "inconclusive", "not_alone")],
+)
+def test_energy_beyond_the_limit_says_nothing_while_others_are_served(alone: bool, outcome: str, reason: str) -> None:
+    row = small.energy(Spent(30.0, 10), Spent(), 1.0, alone=alone)
+    assert (row.outcome, row.reason, row.measured) == (outcome, reason, 3.0)

@@ -47,6 +47,7 @@ WHY = {
     "too_few_per_second": "it answers fewer requests a second than asked for",
     "starts_too_slowly": "it takes longer to start than allowed",
     "too_large": "it needs more memory than allowed",
+    "not_alone": "what others do on the device is in the figure",
     "too_little_free": "it does not fit beside what runs on the device now",
     "leaks": "it takes more memory the longer it runs",
     "too_much_energy": "it needs more energy than allowed",

@@ -31,16 +31,18 @@ class Recorded:
     version: str
     at: str
     samples: int
+    size: int  # inferences in a block; the candidate's have as many: where some are slow, means of few are lower
     blocks: Mapping[str, Sequence[float]]
 
 
 def read(verdict: Mapping[str, Any], samples: Mapping[str, Any]) -> Recorded | None:
     """From a verdict and the raw samples beside it; None where too little was measured for an interval."""
     found = {scale: samples.get("samples", {}).get(f"candidate_{scale}_ns", []) for scale in SCALES}
-    blocks = {scale: _blocks([float(ns) for ns in measured]) for scale, measured in found.items()}
+    size = max(1, math.ceil(len(found["wall"]) / BLOCKS_MAX))
+    blocks = {scale: _blocks([float(ns) for ns in measured], size) for scale, measured in found.items()}
     if not all(math.isfinite(_median(blocks[scale]).low) for scale in SCALES):
         return None
-    return Recorded(str(verdict["version"]), str(verdict["ended_at"]), len(found["wall"]), blocks)
+    return Recorded(str(verdict["version"]), str(verdict["ended_at"]), len(found["wall"]), size, blocks)
 
 
 NEEDS = {"memory_peak": "memory_free_bytes", "gpu_memory_peak": "gpu_memory_free_bytes"}  # check -> what must be free
@@ -114,8 +116,7 @@ def _median(blocks: Sequence[float]) -> statistics.Interval:
     return statistics.median_interval(blocks, LOOK_CONFIDENCE)
 
 
-def _blocks(samples: Sequence[float]) -> list[float]:
-    """Means of as many neighbours as make BLOCKS_MAX blocks of them."""
-    size = max(1, math.ceil(len(samples) / BLOCKS_MAX))
+def _blocks(samples: Sequence[float], size: int) -> list[float]:
+    """Means of so many neighbours."""
     parts = [samples[first : first + size] for first in range(0, len(samples), size)]
     return [sum(part) / len(part) for part in parts]

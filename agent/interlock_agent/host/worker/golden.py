@@ -22,7 +22,7 @@ from interlock_agent.host.worker.folder import Folder
 from interlock_agent.host.worker.inference import Backend
 
 ANSWERS = "answers.npz"  # of the reference, beside the seal
-ANSWERS_MAX_BYTES = 64 * 1024 * 1024  # of one output; the first items must do where all are more
+ANSWERS_MAX_BYTES = 8 * 1024 * 1024  # of one output, twice while it is written; the first items must do beyond that
 STATUS = "/proc/self/status"  # proc(5)
 REPEATED_ITEMS = 32  # at least so many are run twice, where there are
 

@@ -131,14 +131,15 @@ class Measure:
         return sequential.last()
 
     async def absolute(self) -> list[CheckResult]:
-        """Quantiles of what is there, with more of the candidate alone where that could decide a limit."""
-        samples = self.tried.samples
+        """Quantiles of what is there, with more of the candidate alone where that could decide a limit: looked at when
+        there are twice as many, so that an interval is not asked until it happens to say something."""
+        samples, due = self.tried.samples, judge.ABSOLUTE_RUNS
         limits = self.run.limits.get("latency_ms", {})
         beside = samples.get("incumbent_wall_ns", [])
         while True:
             mine = samples.get("candidate_wall_ns", [])
-            enough = len(mine) >= judge.ABSOLUTE_RUNS or self.time_is_up
-            if mine and enough:
+            if mine and (len(mine) >= due or self.time_is_up):
+                due = 2 * len(mine)
                 rows = judge.latency(mine, limits, beside)
                 if self.time_is_up or not judge.undecided(rows) or len(mine) >= judge.ABSOLUTE_RUNS_MAX:
                     return rows
@@ -193,7 +194,7 @@ async def _latency(run: Run, tried: Tried) -> list[CheckResult]:
             return await _beside_twin(measure, float(limit))
         except TwinTooLarge:
             await run.without_twin()
-    block = partial(measure.block, tried.worker, "candidate", measure.runs)
+    block = partial(measure.block, tried.worker, "candidate")
     rows = await recorded.ratio(run, float(limit), block, lambda: measure.time_is_up)
     return [*rows, *await measure.absolute()]
 

@@ -21,10 +21,10 @@ class Block(Protocol):
 
 
 async def ratio(
-    run: Run, limit: float, block: Callable[[], Awaitable[Block]], time_is_up: Callable[[], bool]
+    run: Run, limit: float, block: Callable[[int], Awaitable[Block]], time_is_up: Callable[[], bool]
 ) -> list[CheckResult]:
-    """Rows of the ratio; more blocks until a look decides, or the budget is spent. A block in which the device changed
-    its pace is thrown away."""
+    """Rows of the ratio, `block(runs)` by block; more blocks until a look decides, or the budget is spent. A block in
+    which the device changed its pace is thrown away."""
     found = await _baseline(run)
     if isinstance(found, str):
         return judge.no_baseline(found)
@@ -33,7 +33,7 @@ async def ratio(
     for look in judge.LOOKS:
         while len(mine["wall"]) < look and not time_is_up():
             before = run.place.hardware.pace()
-            one = await block()
+            one = await block(found.size)
             if run.place.hardware.pace() == before:
                 mine["wall"].append(one.wall)
                 mine["work"].append(one.work)

@@ -55,7 +55,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     return [
         *rows,
         judge.leak(costs.resident, limits.get("memory_leak_max_bytes_per_1000")),
-        judge.energy(mine_j, theirs_j, limits.get("energy_max_j")),
+        judge.energy(mine_j, theirs_j, limits.get("energy_max_j"), alone=not run.guest.before),
     ]
 
 

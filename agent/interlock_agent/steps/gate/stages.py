@@ -44,7 +44,7 @@ async def judge_variant(run: Run, tried: Tried) -> list[StageResult]:
 
 
 async def _guarded(name: str, run: Run, tried: Tried) -> list[CheckResult]:
-    budget, run.candidate_s = run.place.settings.stage_s(name), 0.0
+    budget, run.candidate_s = run.place.settings.stage_s(name, len(run.limits.get("throughput_min", ()))), 0.0
     try:
         return await asyncio.wait_for(STAGES[name](run, tried), budget)
     except asyncio.TimeoutError:

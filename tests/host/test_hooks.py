@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,64 @@ async def test_where_there_is_nothing_to_go_back_to_it_is_tried_again(world: Wor
     assert [told["RELEASE"] for told in world.told] == ["filetype/1.0.0"] * 2
     assert engine.status()[0]["hook_trouble"] == ""
     assert world.documents["filetype"]["hooked"] == f"a:{ONE.generation}"
+
+
+async def test_what_fails_after_a_failed_switch_is_tried_again(world: World) -> None:
+    engine = await started(world)
+    world.hook_troubles = ["exit 1: no such layer", "exit 1: has crashed"]
+    with pytest.raises(WorkerError, match="no such layer"):
+        await promoted(world, engine)
+    await turn()
+    assert engine.status()[0]["hook_trouble"] == "exit 1: has crashed"
+    told = len(world.told)
+    world.time += RETRY_HOOK_S + 1
+    await turn()
+    assert [told["RELEASE"] for told in world.told[told:]] == ["filetype/1.0.0"], "once"
+    assert engine.status()[0]["hook_trouble"] == ""
+
+
+async def test_a_host_that_ends_while_it_tells_of_the_way_back_does_so_at_its_next_start(world: World) -> None:
+    engine = await started(world)
+    world.hook_troubles = ["exit 1: no such layer", "exit 1: killed"]
+    with pytest.raises(WorkerError):
+        await promoted(world, engine)
+    await turn()
+    await engine.close()
+    assert world.pointing["live"] == "a"
+    world.told.clear()
+    await started(world, "y")
+    assert [told["RELEASE"] for told in world.told] == ["filetype/1.0.0"], "it may use the one that was taken back"
+
+
+async def test_a_trial_that_ends_while_its_hook_runs_is_no_switch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await started(world)
+    running = world.run
+
+    async def slow(hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+        if facts["REASON"] == "trial":
+            await engine.worker_died(engine.seats["filetype"].unit.live, "SIGKILL")
+        return await running(hook, facts)
+
+    monkeypatch.setattr(world, "run", slow)
+    with pytest.raises(WorkerError, match="over already") as refused:
+        await promoted(world, engine)
+    assert refused.value.code == "worker_died"
+    await turn()
+    assert world.told[-1]["RELEASE"] == "filetype/1.0.0"
+
+
+async def test_one_that_is_taken_away_is_not_run_and_has_no_trouble(world: World) -> None:
+    world.hook_troubles = ["exit 1: still starting"]
+    engine = await started(world)
+    assert engine.status()[0]["hook_trouble"]
+    seat = engine.seats["filetype"]
+    async with seat.hook_lock:
+        engine._following.moved(seat)
+        await engine.configure("filetype", "127.0.0.1:0", {})
+    assert await engine._following.told(seat) == ""
+    assert (len(world.told), engine.status()[0]["hook_trouble"]) == (1, "")
 
 
 async def test_a_first_release_that_is_taken_back_leaves_nothing_and_says_so(world: World) -> None:
@@ -230,6 +290,21 @@ async def test_an_application_is_asked_over_http(application: str, monkeypatch: 
     monkeypatch.setattr(Application, "status", 500)
     assert await run(http=application) == "HTTP 500: the layers differ"
     assert "refused" in await run(http="http://127.0.0.1:1/")
+
+
+async def test_an_application_that_does_not_answer_holds_up_nothing_else() -> None:
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as only, socket.create_server(("127.0.0.1", 0)) as silent:
+        loop.set_default_executor(only)
+        asked = asyncio.create_task(run(2.0, http=f"http://127.0.0.1:{silent.getsockname()[1]}/"))
+        await asyncio.sleep(0)
+        threads = [one for one in threading.enumerate() if one.name == "hook"]
+        await asyncio.wait_for(loop.run_in_executor(None, int), 1.0)
+        assert not asked.done()
+        assert await asked in ("no answer within 2 s", "timed out")
+        for one in threads:
+            await asyncio.to_thread(one.join, 30)
+            assert not one.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -296,14 +296,12 @@ class Engine:
         drained = seat.drained
         figures = await asyncio.shield(asyncio.ensure_future(drained)) if drained else Promoted(0, 0, 0.0)
         await self._fronts.settle(unit)
-        if seat.unit.live != worker:
-            past = seat.unit.outcome
-            lapsed = past and past.generation == generation and past.reason == "lease_lapsed"
-            raise Refused("lease_lapsed" if lapsed else "worker_died", f"the trial of {worker} is over already")
+        seat.must_serve(worker, generation)
         trouble = await self._following.told(seat)
         if trouble and seat.unit.live == worker:
             await self._event(seat, states.Revert(generation, "hook_failed"))
             raise Refused("hook_failed", trouble)
+        seat.must_serve(worker, generation)  # a hook takes long
         seat.promoted = (worker, figures)
         return figures
 

@@ -2,7 +2,8 @@
 
 Rules of the file:
 - A hook takes long and is never run under a unit's lock: a death is dealt with meanwhile.
-- What was told last is durable: a host that ended between a move and its hook tells it at the next start.
+- What was told last is durable: a host that ended between a move and its hook tells it at the next start. So is that a
+  hook was begun: until one has gone well, nobody knows which release the application uses.
 - A hook that fails in a switch ends the switch (the engine's matter). One that fails after a revert, or at a start,
   has nowhere to go back to: that stands in the status, and it is tried again.
 """
@@ -20,6 +21,7 @@ from interlock_agent.host.seat import Seat
 log = logging.getLogger("interlock.host")
 
 RETRY_HOOK_S = 10.0
+UNSURE = "?"  # `hooked` from a hook's beginning to its good end
 
 Spawn = Callable[[Coroutine[Any, Any, str]], "asyncio.Task[str]"]
 
@@ -39,7 +41,9 @@ class Following:
 
     def catch_up(self, seat: Seat) -> None:
         """Tell of `live` where it was not: the hook is new, or this host's predecessor ended before it had."""
-        if seat.hooked != seat.hooked_now and (seat.following is None or seat.following.done()):
+        if not seat.hook:
+            seat.hook_trouble = ""
+        elif seat.hooked != seat.hooked_now and (seat.following is None or seat.following.done()):
             self.moved(seat)
 
     async def told(self, seat: Seat) -> str:
@@ -48,27 +52,34 @@ class Following:
 
     async def _tell(self, seat: Seat) -> str:
         async with seat.hook_lock:
-            (slot, release), now = seat.served, seat.hooked_now
-            facts = {
-                "UNIT": seat.unit.name,
-                "LIVE": self._store.slot_folder(seat.unit.name, "live"),
-                "FOLDER": self._store.slot_folder(seat.unit.name, slot) if release else "",
-                "RELEASE": release.name if release else "",
-                "REASON": "trial" if seat.unit.trial else "confirmed" if release else "nothing",
-            }
-            seat.hook_trouble = await self._hooks.run(seat.hook, facts)
-        if not seat.hook_trouble:
             async with seat.lock:
-                seat.hooked = now
-                await self._record(seat)
-            return ""
-        log.error("unit=%s hook failed release=%s: %s", seat.unit.name, facts["RELEASE"], seat.hook_trouble)
-        if seat.unit.trial is None:
-            self._spawn(self._again(seat))
-        return seat.hook_trouble
+                hook, (slot, release), now = seat.hook, seat.served, seat.hooked_now
+                if not hook:  # taken away while this one waited
+                    return ""
+                if seat.hooked != UNSURE:
+                    seat.hooked = UNSURE
+                    await self._record(seat)
+                facts = {
+                    "UNIT": seat.unit.name,
+                    "LIVE": self._store.slot_folder(seat.unit.name, "live"),
+                    "FOLDER": self._store.slot_folder(seat.unit.name, slot) if release else "",
+                    "RELEASE": release.name if release else "",
+                    "REASON": "trial" if seat.unit.trial else "confirmed" if release else "nothing",
+                }
+            trouble = seat.hook_trouble = await self._hooks.run(hook, facts)
+            if not trouble:
+                async with seat.lock:
+                    seat.hooked = now
+                    await self._record(seat)
+                return ""
+        log.error("unit=%s hook failed release=%s: %s", seat.unit.name, facts["RELEASE"], trouble)
+        if seat.hook_again is None or seat.hook_again.done():
+            seat.hook_again = self._spawn(self._again(seat))
+        return trouble
 
     async def _again(self, seat: Seat) -> str:
         await self._clock.sleep(RETRY_HOOK_S)
-        if seat.hook_trouble and seat.unit.trial is None:
-            self.catch_up(seat)
+        while seat.unit.trial:  # the switch's own hook has decided that; what it left is looked at afterwards
+            await self._clock.sleep(RETRY_HOOK_S)
+        self.catch_up(seat)
         return ""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from interlock_agent.host.messages import Counters, Promoted
+from interlock_agent.host.ports import WorkerError
 from interlock_agent.host.states import Release, Unit
 
 
@@ -30,16 +31,25 @@ class Seat:
     drained: Awaitable[Promoted] | None = None
     promoted: tuple[str, Promoted] | None = None  # worker and the figures of its switch, to be told again
     counters: dict[str, Any] = field(default_factory=dict)
-    hooked: str = ""  # slot and generation that the owner's hook has told of last, durably
+    hooked: str = ""  # slot and generation that the owner's hook has told of last, durably; "?": it was begun
     following: asyncio.Task[str] | None = None  # the run of the hook after the newest move of `live`
     hook_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     hook_trouble: str = ""
+    hook_again: asyncio.Task[str] | None = None  # waits to try it again
     trouble: str = ""  # what kept the confirmed release from starting
 
     def release(self, worker: str) -> str:
         """The release of a worker, "" when there is no such worker."""
         known = self.unit.workers.get(worker)
         return known.release.name if known else ""
+
+    def must_serve(self, worker: str, generation: int) -> None:
+        """The trial of that worker is on, or was confirmed. Raises WorkerError with why it is not."""
+        if self.unit.live != worker:
+            past = self.unit.outcome
+            reason = past.reason if past and past.generation == generation else ""
+            code = reason if reason in ("lease_lapsed", "hook_failed") else "worker_died"
+            raise WorkerError(code, f"the trial of {worker} is over already")
 
     def document(self) -> dict[str, Any]:
         """What is durable."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import random
 import socket
 import struct
@@ -73,27 +74,73 @@ class Answer:
         return self.outputs[name]
 
 
-class _Unix(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+class _Socket(socket.socket):
+    """One that ends at a time, however little comes at once."""
 
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
+    until = 0.0  # of time.monotonic()
+
+    def _limit(self) -> None:
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(left)
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        self._limit()
+        return super().recv_into(*args, **options)
+
+    def sendall(self, *args: Any) -> None:
+        self._limit()
+        super().sendall(*args)
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over TCP or a Unix socket, within a time."""
+
+    def __init__(self, address: str) -> None:
+        self._path, self._until = address[5:] if address.startswith("unix:") else "", 0.0
+        host, _, port = ("localhost", "", "80") if self._path else address.rpartition(":")
+        super().__init__(host.strip("[]"), int(port))
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        limit = max(0.001, min(self._until - time.monotonic(), CONNECT_S))
+        if self._path:
+            made = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                made.settimeout(limit)
+                made.connect(self._path)
+            except OSError:
+                made.close()
+                raise
+        else:
+            plain = socket.create_connection((self.host, self.port), limit)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made = _Socket(fileno=plain.detach())
+        made.until = self._until
+        self.sock = made
+
+    def ask(
+        self, method: str, path: str, body: bytes, headers: dict[str, str], until: float
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request. Raises OSError, HTTPException."""
+        self._until = until
+        if isinstance(self.sock, _Socket):
+            self.sock.until = until
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.request(method, path, body or None, headers)  # cut off where it is too large: the answer says so
+        response = self.getresponse()
+        answer = response.read()
+        return response.status, {name.lower(): value for name, value in response.getheaders()}, answer
 
 
 class Model:
     """One model on one address: `unix:/path` or `HOST:PORT`, as `interlock-agent status` shows it. Threads may share
-    it; each has a connection of its own, made when it first asks."""
+    it: a request has a connection to itself, which is kept for the next."""
 
     def __init__(self, address: str, name: str, *, deadline_s: float = DEADLINE_S) -> None:
         self._address, self._name, self._deadline_s = address, name, deadline_s
-        self._local = threading.local()
-        self._open: set[http.client.HTTPConnection] = set()
+        self._idle: list[_Connection] = []
+        self._epoch = (os.getpid(), 0)  # what was opened before a fork, or before `close`, is not used again
         self._lock = threading.Lock()
 
     def __enter__(self) -> Model:
@@ -103,12 +150,10 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Close every connection. A thread that asks again opens a new one."""
+        """Close every connection; one that is in use, after its answer. Who asks again opens a new one."""
         with self._lock:
-            for connection in self._open:
-                connection.close()
-            self._open.clear()
-        self._local = threading.local()
+            self._epoch = (os.getpid(), self._epoch[1] + 1)
+        self._drop_idle()
 
     def metadata(self) -> dict[str, Any]:
         """What the model that serves now takes and gives. Raises ModelError."""
@@ -135,41 +180,46 @@ class Model:
 
     # --- the way there ----------------------------------------------------------------------------------------------
 
-    def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            limit = max(0.001, min(timeout, CONNECT_S))
-            if self._address.startswith("unix:"):
-                connection = _Unix(self._address[5:], limit)
-            else:
-                host, _, port = self._address.rpartition(":")
-                connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=limit)
-            self._local.connection = connection
-            with self._lock:
-                self._open.add(connection)
-        return connection
+    def _take(self) -> tuple[_Connection, tuple[int, int]]:
+        with self._lock:
+            if self._epoch[0] != os.getpid():
+                for connection in self._idle:
+                    connection.close()  # here alone: the process that was forked has it still
+                self._idle, self._epoch = [], (os.getpid(), self._epoch[1])
+            return (self._idle.pop() if self._idle else _Connection(self._address)), self._epoch
 
-    def _drop(self) -> None:
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
+    def _give(self, connection: _Connection, epoch: tuple[int, int]) -> None:
+        with self._lock:
+            if epoch == self._epoch:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            dropped, self._idle = self._idle, []
+        for connection in dropped:
             connection.close()
-            self._local.connection = None
-            with self._lock:
-                self._open.discard(connection)
 
     def _ask(
         self, method: str, path: str, body: bytes, headers: dict[str, str], deadline_s: float
     ) -> tuple[int, dict[str, str], bytes]:
         """A request until it is answered, whatever happens to connections meanwhile."""
         until, pause, last = time.monotonic() + deadline_s, 0.0, "no time was given"
-        while (left := until - time.monotonic()) > 0:
+        while time.monotonic() < until:
             wait = pause * (0.5 + random.random())
+            connection, epoch = self._take()
             try:
-                status, said, answer = self._once(method, path, body, headers, left)
+                status, said, answer = connection.ask(method, path, body, headers, until)
             except (OSError, http.client.HTTPException) as lost:
-                self._drop()
+                connection.close()
+                self._drop_idle()  # as old as this one
                 last = str(lost) or type(lost).__name__
+            except BaseException:
+                connection.close()
+                raise
             else:
+                self._give(connection, epoch)
                 if status < 300:
                     return status, said, answer
                 error = _error(status, answer)
@@ -181,19 +231,6 @@ class Model:
             time.sleep(max(0.0, min(wait, until - time.monotonic())))
             pause = min(2 * pause, PAUSE_MAX_S) or PAUSE_S  # a connection that was only old is made anew at once
         raise UnavailableError(f"{self._name} at {self._address}: no answer within {deadline_s:g} s: {last}")
-
-    def _once(
-        self, method: str, path: str, body: bytes, headers: dict[str, str], left: float
-    ) -> tuple[int, dict[str, str], bytes]:
-        connection = self._connection(left)
-        if connection.sock is None:
-            connection.connect()
-        if connection.sock is not None:
-            connection.sock.settimeout(left)
-        connection.request(method, path, body or None, headers)
-        response = connection.getresponse()
-        answer = response.read()
-        return response.status, {name.lower(): value for name, value in response.getheaders()}, answer
 
 
 # --- bytes ----------------------------------------------------------------------------------------------------------

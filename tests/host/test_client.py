@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -140,6 +141,102 @@ def test_one_that_never_answers_does_not_hold_it_beyond_the_deadline() -> None:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with Model(address, "detector", deadline_s=0.5) as model, pytest.raises(UnavailableError, match="timed out"):
             model.infer({"x": X})
+
+
+class Peer:
+    """Answers each request with `parts`, `pause_s` before each; counts the connections that are open."""
+
+    def __init__(self, *parts: bytes, pause_s: float = 0.0) -> None:
+        self._parts, self._pause_s = parts, pause_s
+        self.open = self.accepted = 0
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.server.accept()
+                self.open, self.accepted = self.open + 1, self.accepted + 1
+                threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while connection.recv(65536):
+                for part in self._parts:
+                    time.sleep(self._pause_s)
+                    connection.sendall(part)
+        self.open -= 1
+
+
+FOUND = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+
+
+def test_one_that_answers_in_crumbs_does_not_hold_it_beyond_the_deadline() -> None:
+    began = time.monotonic()
+    crumbs = [bytes([one]) for one in FOUND]
+    with Peer(*crumbs, pause_s=0.1) as peer, pytest.raises(UnavailableError, match="timed out"):
+        Model(peer.address, "m", deadline_s=0.5).metadata()
+    assert time.monotonic() - began < 2.0
+
+
+def test_threads_that_have_ended_leave_no_connection() -> None:
+    with Peer(FOUND, b"{}") as peer, Model(peer.address, "m") as model:
+        for _ in range(20):
+            thread = threading.Thread(target=model.metadata)
+            thread.start()
+            thread.join()
+        assert peer.accepted == 1
+
+
+def test_one_that_is_closed_while_it_is_asked_still_answers_and_leaves_nothing_open() -> None:
+    with Peer(FOUND, b"{}", pause_s=0.2) as peer:
+        model, answers = Model(peer.address, "m"), list[Any]()
+        thread = threading.Thread(target=lambda: answers.append(model.metadata()))
+        thread.start()
+        time.sleep(0.1)
+        model.close()
+        thread.join()
+        assert (answers, peer.accepted) == ([{}], 1)
+        for _ in range(500):
+            if not peer.open:
+                break
+            time.sleep(0.01)
+        assert peer.open == 0
+
+
+def test_what_is_refused_before_it_was_read_to_its_end_is_told(short_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{short_path}/m.sock")
+        server.listen()
+
+        def refuse() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b'HTTP/1.1 413 X\r\nContent-Length: 25\r\n\r\n{"error":"","code":"big"}')
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with Model(f"unix:{short_path}/m.sock", "m", deadline_s=5.0) as model, pytest.raises(RefusedError) as refused:
+            model.infer({"x": np.zeros(8_000_000, np.uint8)})
+        thread.join()
+        assert (refused.value.code, refused.value.status) == ("big", 413)
+
+
+def test_a_fork_has_connections_of_its_own() -> None:
+    with Peer(FOUND, b"{}") as peer, Model(peer.address, "m") as model:
+        model.metadata()
+        with model._lock:
+            model._epoch = (model._epoch[0] + 1, model._epoch[1])  # as the child of that process sees it
+        model.metadata()
+        assert peer.accepted == 2
 
 
 @pytest.mark.parametrize("kind", sorted(client._DTYPES))

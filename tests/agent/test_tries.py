@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from interlock_agent.core.states import Event
-from interlock_agent.steps import gating
-from interlock_shared.errors import Refused
+import pytest
+
+from interlock_agent.core.states import ROWS, Event, Phase
+from interlock_agent.steps import gating, switching
+from interlock_shared.errors import NoSpace, Refused
 from interlock_shared.limits import ATTEMPTS_MAX, UNJUDGED_MAX
 from tests.agent.material import UNIT
 from tests.agent.test_gating import Bench
@@ -20,6 +22,24 @@ async def test_what_never_comes_to_a_verdict_is_a_persons_to_decide_in_the_end()
     happened = await bench.run()
     assert (happened.event, happened.reason, happened.changes["until"]) == (Event.UNJUDGED, "operator", -1.0)
     assert happened.data["code"] == "twin_failed"
+
+
+async def test_a_disk_that_does_not_take_what_passed_is_no_fault_of_the_release(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+
+    async def full(*_: object) -> None:
+        raise NoSpace("no space left")
+
+    monkeypatch.setattr(bench.slots, "fill", full)
+    happened = await switching.fill_slot(bench.step())
+    assert (happened.event, happened.reason) == (Event.UNJUDGED, "no_space")
+    assert ROWS[Phase.PASSED, happened.event].spends == "unjudged"
+    key = f"{UNIT}:{bench.record.attempt.payload_sha256 if bench.record.attempt else ''}:w1"
+    bench.shared.stored.spent["unjudged:" + key] = UNJUDGED_MAX - 1
+    happened = await switching.fill_slot(bench.step())
+    assert (happened.reason, happened.changes["until"]) == ("operator", -1.0)
 
 
 async def test_the_turn_at_the_gate_and_its_tries() -> None:

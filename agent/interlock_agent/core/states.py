@@ -52,7 +52,7 @@ class Event(str, Enum):
     ACCEPT = "accept"  # verdict
     REJECT = "reject"  # verdict
     INCONCLUSIVE = "inconclusive"  # verdict; the try is given back
-    UNJUDGED = "unjudged"  # no verdict, by no fault of the candidate: the try is given back
+    UNJUDGED = "unjudged"  # no verdict, or no use of it, by no fault of the candidate: the try is given back
     SLOT_FILLED = "slot-filled"  # the spare slot holds the release
     CANDIDATE_HERE = "candidate-here"  # after a restart: the worker that passed still lives
     GONE = "gone"  # the worker that passed is gone
@@ -79,7 +79,7 @@ class Effect(str, Enum):
     AWAIT_GATE = "await-gate"  # one gate at a time on a device, in the window -> GATE_FREE, EXHAUSTED, LATER
     GATE = "gate"  # -> ACCEPT, REJECT, INCONCLUSIVE, UNJUDGED, LATER
     REGATE = "regate"  # -> ACCEPT, REJECT, INCONCLUSIVE, LATER
-    FILL_SLOT = "fill-slot"  # -> SLOT_FILLED, LATER
+    FILL_SLOT = "fill-slot"  # -> SLOT_FILLED, UNJUDGED, LATER
     ASK_HOST = (
         "ask-host"  # what became of this generation -> CANDIDATE_HERE, PROMOTED, HOST_REVERTED, LAPSED, YES, GONE
     )
@@ -134,6 +134,7 @@ ROWS: dict[tuple[Phase, Event], Row] = {
     (_P.PASSED, _E.CANDIDATE_HERE): Row(_P.PASSED, (_F.FILL_SLOT,)),
     (_P.PASSED, _E.SLOT_FILLED): Row(_P.SWITCHING, (_F.PROMOTE,)),
     (_P.PASSED, _E.GONE): _AGAIN,
+    (_P.PASSED, _E.UNJUDGED): Row(_P.WAITING, (_F.RETIRE, _F.WAKE), spends="unjudged"),  # the disk is full, or failed
     (_P.PASSED, _E.LATER): Row(_P.WAITING, (_F.RETIRE, _F.WAKE)),
     (_P.SWITCHING, _E.CANDIDATE_HERE): Row(_P.SWITCHING, (_F.PROMOTE,)),
     (_P.SWITCHING, _E.PROMOTED): Row(_P.TRIAL, (_F.WATCH,)),
@@ -215,7 +216,7 @@ EMITS: dict[Effect, tuple[Event, ...]] = {
     _F.AWAIT_GATE: (_E.GATE_FREE, _E.EXHAUSTED, _E.LATER),
     _F.GATE: (_E.ACCEPT, _E.REJECT, _E.INCONCLUSIVE, _E.UNJUDGED, _E.REFUSED, _E.LATER),
     _F.REGATE: (_E.ACCEPT, _E.REJECT, _E.INCONCLUSIVE, _E.LATER),
-    _F.FILL_SLOT: (_E.SLOT_FILLED, _E.LATER),
+    _F.FILL_SLOT: (_E.SLOT_FILLED, _E.UNJUDGED, _E.LATER),
     _F.ASK_HOST: (),  # depends on the phase: see ASKED
     _F.PROMOTE: (_E.PROMOTED, _E.GONE, _E.HOST_REVERTED, _E.LAPSED, _E.YES),
     _F.WATCH: (_E.HEALTHY, _E.UNHEALTHY, _E.HOST_REVERTED, _E.LAPSED, _E.GONE, _E.YES),

@@ -15,7 +15,6 @@ from interlock_agent.core.gate.window import next_opening
 from interlock_agent.core.retry import backoff
 from interlock_agent.core.states import Event
 from interlock_agent.core.times import rfc3339
-from interlock_agent.core.wishes import budget_key
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
 from interlock_agent.steps.gate.command import ByCommand
@@ -23,10 +22,11 @@ from interlock_agent.steps.gate.run import Baseline, Place, Run
 from interlock_agent.steps.gate.variants import judge
 from interlock_agent.steps.gate.verdict import samples_document, verdict
 from interlock_agent.steps.switching import persistently
+from interlock_agent.steps.waiting import tries, unjudged
 from interlock_shared import canonical
 from interlock_shared import manifest as manifests
 from interlock_shared.errors import Later, Unreachable
-from interlock_shared.limits import ATTEMPTS_MAX, UNJUDGED_MAX
+from interlock_shared.limits import ATTEMPTS_MAX
 
 NO_COMMAND_S = 900.0  # between two looks for the owner's command
 
@@ -36,7 +36,7 @@ async def await_gate(step: Step) -> Happened:
     must be a host to begin it with: while it is away, nothing is tried. What is due when the owner's window is closed
     waits for it: looked at before the turn, and again when it has come. So does what the owner's command would measure,
     until there is such a program: neither spends a try."""
-    spent = _spent(step)
+    spent = tries(step)
     if spent >= ATTEMPTS_MAX:
         return Happened(Event.EXHAUSTED, reason="exhausted", data={"tries": spent})
     closed = _closed(step) or await _unmeasured(step)
@@ -70,17 +70,6 @@ async def _unmeasured(step: Step) -> Happened | None:
     return Happened(Event.LATER, changes={"until": until}, reason=missing.code, data=missing.document())
 
 
-def _spent(step: Step) -> int:
-    """Tries of this attempt so far; one whose trial was interrupted counts there, in a budget of its own, and one that
-    ended in order without a judgement does not count."""
-    return _count(step, "try") - _count(step, "interruption") - _count(step, "unjudged")
-
-
-def _count(step: Step, budget: str) -> int:
-    key = budget_key(step.record, budget)
-    return step.shared.stored.spent.get(":".join(key), 0) if key else 0
-
-
 async def gate(step: Step) -> Happened:
     """Judge the staged release. The candidate's worker is kept when it is accepted: it is what will serve."""
     digest = step.attempt.wish.manifest_sha256
@@ -105,16 +94,11 @@ async def gate(step: Step) -> Happened:
         )
         return await _run(step, run)
     except Later as error:
+        if not isinstance(error, Unreachable):
+            return unjudged(step, error)
         # A host that went away may have gone of this very candidate: that try is spent.
-        away = isinstance(error, Unreachable)
-        times = _spent(step) + (0 if away else _count(step, "unjudged"))
-        until = step.ports.clock.now() + backoff(times, step.ports.clock.dice())
-        if away:
-            return Happened(Event.LATER, changes={"until": until}, reason=error.code, data=error.document())
-        ours = _count(step, "unjudged") + 1 < UNJUDGED_MAX
-        changes = {"until": until if ours else -1.0}
-        reason = error.code if ours else "operator"
-        return Happened(Event.UNJUDGED, changes=changes, reason=reason, data=error.document())
+        until = step.ports.clock.now() + backoff(tries(step), step.ports.clock.dice())
+        return Happened(Event.LATER, changes={"until": until}, reason=error.code, data=error.document())
     finally:
         step.shared.release_gate(step.name)
 

@@ -12,6 +12,7 @@ from interlock_agent.core import trial
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
+from interlock_agent.steps.waiting import unjudged
 from interlock_shared import manifest as manifests
 from interlock_shared.errors import Later, Never, Refused, Unreachable
 from interlock_shared.manifest import Health
@@ -72,9 +73,13 @@ async def ask_host(step: Step) -> Happened:
 
 
 async def fill_slot(step: Step) -> Happened:
-    """Replace the spare slot by the folder that passed; the worker keeps its open files."""
-    slot = await step.ports.slots.spare(step.name)
-    await step.ports.slots.fill(step.name, step.attempt.wish.manifest_sha256, slot, step.record.generation)
+    """Replace the spare slot by the folder that passed; the worker keeps its open files. A disk that is full, or fails,
+    is no fault of the release."""
+    try:
+        slot = await step.ports.slots.spare(step.name)
+        await step.ports.slots.fill(step.name, step.attempt.wish.manifest_sha256, slot, step.record.generation)
+    except Later as error:
+        return unjudged(step, error)
     return Happened(Event.SLOT_FILLED, changes={"slot": slot})
 
 

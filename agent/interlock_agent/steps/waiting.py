@@ -6,9 +6,31 @@ from interlock_agent.core.retry import backoff, spread
 from interlock_agent.core.states import Event
 from interlock_agent.core.wishes import budget_key
 from interlock_agent.steps.base import Happened, Step
-from interlock_shared.limits import INTERRUPTIONS_MAX
+from interlock_shared.errors import Later
+from interlock_shared.limits import INTERRUPTIONS_MAX, UNJUDGED_MAX
 
 LOOK_S = 900.0  # the clock may be set while it is slept by: it is looked at so often
+
+
+def count(step: Step, budget: str) -> int:
+    """What this attempt has spent of a budget."""
+    key = budget_key(step.record, budget)
+    return step.shared.stored.spent.get(":".join(key), 0) if key else 0
+
+
+def tries(step: Step) -> int:
+    """Tries of this attempt so far; one whose trial was interrupted counts there, in a budget of its own, and one that
+    ended in order without a judgement does not count."""
+    return count(step, "try") - count(step, "interruption") - count(step, "unjudged")
+
+
+def unjudged(step: Step, error: Later) -> Happened:
+    """The try is given back, and made again later; a person decides when that has been so too often."""
+    given_back = count(step, "unjudged")
+    left = given_back + 1 < UNJUDGED_MAX
+    until = step.ports.clock.now() + backoff(tries(step) + given_back, step.ports.clock.dice())
+    changes, reason = {"until": until if left else -1.0}, error.code if left else "operator"
+    return Happened(Event.UNJUDGED, changes=changes, reason=reason, data=error.document())
 
 
 async def spread_wait(step: Step) -> Happened:
@@ -40,8 +62,7 @@ async def wake(step: Step) -> Happened | None:
 
 async def retry(step: Step) -> Happened:
     """After an interruption: again after a backoff, within its own budget; then a person decides."""
-    key = budget_key(step.record, "interruption")
-    spent = step.shared.stored.spent.get(":".join(key), 0) if key else 0
+    spent = count(step, "interruption")
     if spent >= INTERRUPTIONS_MAX:
         return Happened(Event.EXHAUSTED, changes={"until": -1.0}, reason="operator", data={"interruptions": spent})
     await step.ports.clock.sleep(backoff(spent, step.ports.clock.dice()))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -176,6 +178,14 @@ async def test_one_that_is_taken_away_is_not_run_and_has_no_trouble(world: World
     assert (len(world.told), engine.status()[0]["hook_trouble"]) == (1, "")
 
 
+async def test_what_a_former_hook_said_is_not_held_against_a_release(world: World) -> None:
+    world.hook_troubles = ["exit 1: the pipeline is gone"]
+    engine = await started(world)
+    await engine.configure("filetype", "127.0.0.1:0", {})
+    await promoted(world, engine)
+    assert engine.seats["filetype"].unit.phase is states.Phase.TRIAL
+
+
 async def test_a_first_release_that_is_taken_back_leaves_nothing_and_says_so(world: World) -> None:
     world.slots.clear()
     world.pointing.update(confirmed="", live="")
@@ -290,6 +300,22 @@ async def test_an_application_is_asked_over_http(application: str, monkeypatch: 
     monkeypatch.setattr(Application, "status", 500)
     assert await run(http=application) == "HTTP 500: the layers differ"
     assert "refused" in await run(http="http://127.0.0.1:1/")
+
+
+async def test_one_whose_time_is_up_is_not_asked_afterwards(application: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = http.client.HTTPConnection.connect
+
+    def late(connection: http.client.HTTPConnection) -> None:
+        time.sleep(0.5)
+        connect(connection)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", late)
+    monkeypatch.setattr(Application, "bodies", [])
+    before = set(threading.enumerate())
+    assert await run(0.2, http=application) == "no answer within 0.2 s"
+    for thread in set(threading.enumerate()) - before:
+        await asyncio.to_thread(thread.join, 3)
+    assert Application.bodies == [], "the next release may have been told meanwhile"
 
 
 async def test_an_application_that_does_not_answer_holds_up_nothing_else() -> None:

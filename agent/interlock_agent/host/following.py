@@ -36,8 +36,7 @@ class Following:
 
     def moved(self, seat: Seat) -> None:
         """`live` has moved."""
-        if seat.hook:
-            seat.following = self._spawn(self._tell(seat))
+        seat.following = self._spawn(self._tell(seat)) if seat.hook else None
 
     def catch_up(self, seat: Seat) -> None:
         """Tell of `live` where it was not: the hook is new, or this host's predecessor ended before it had."""

@@ -77,10 +77,11 @@ async def _post(url: str, facts: Mapping[str, str], timeout_s: float) -> str:
     loop = asyncio.get_running_loop()
     answered: asyncio.Future[str] = loop.create_future()
     sockets: list[socket.socket] = []
+    over = threading.Event()
 
     def work() -> None:
         try:
-            said = _ask(url, facts, timeout_s, sockets)
+            said = _ask(url, facts, timeout_s, sockets, over)
         except (OSError, ValueError, http.client.HTTPException) as failed:
             said = str(failed) or type(failed).__name__
         with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -90,19 +91,24 @@ async def _post(url: str, facts: Mapping[str, str], timeout_s: float) -> str:
     try:
         return await asyncio.wait_for(answered, timeout_s)
     finally:
+        over.set()
         for one in sockets:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
 
 
-def _ask(url: str, facts: Mapping[str, str], timeout_s: float, sockets: list[socket.socket]) -> str:
-    """Blocks; bounded by `timeout_s` for each step."""
+def _ask(
+    url: str, facts: Mapping[str, str], timeout_s: float, sockets: list[socket.socket], over: threading.Event
+) -> str:
+    """Blocks; bounded by `timeout_s` for each step. Nothing is asked when it is `over`: another may have been told."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=timeout_s)
     try:
         connection.connect()
         sockets.append(connection.sock)
+        if over.is_set():
+            return ""
         body = json.dumps({name.lower(): value for name, value in facts.items()})
         path = parts.path or "/"
         connection.request(

@@ -55,8 +55,8 @@ async def clients(address: str) -> AsyncIterator[Clients]:
             await process.wait()
 
 
-async def _client(address: str, number: int, answers: list[Answer]) -> None:
-    dice = random.Random(number)
+async def _client(address: str, answers: list[Answer]) -> None:
+    dice = random.Random()  # never the same: else all rounds have the same queues at the same second
     async with Connection(address) as connection:
         while True:
             await asyncio.sleep(dice.uniform(*PAUSE_S))
@@ -69,7 +69,7 @@ async def _client(address: str, number: int, answers: list[Answer]) -> None:
 
 async def _until_told(address: str) -> list[Answer]:
     answers: list[Answer] = []
-    tasks = [asyncio.create_task(_client(address, number, answers)) for number in range(CLIENTS)]
+    tasks = [asyncio.create_task(_client(address, answers)) for _ in range(CLIENTS)]
     told = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
     done, _ = await asyncio.wait([told, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for task in done:

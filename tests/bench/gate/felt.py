@@ -1,7 +1,7 @@
 """What applications feel of a gate: latencies of a model that serves, without a gate and while gates run, in turns.
 
-A round is a few times: no gate for as long as the front remembers and a little more, so that the gate knows what it
-was like before it; then one whole gate of a release as fast as its incumbent, by the shipped stages.
+A round is a few times: no gate for longer than the front remembers, so that the gate knows what it was like before it;
+then one whole gate of a release as fast as its incumbent, by the shipped stages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.bench.result import Figure, quantile
 FILE = "felt.jsonl"
 ROUNDS = 6
 GATE_S = 15.0  # of each round, at least
-WITHOUT_S = WINDOW_S + 1.0  # before each gate
+WITHOUT_S = 2 * WINDOW_S  # before each gate
 QUANTILES = ((0.5, "p50"), (0.99, "p99"))
 SLOWDOWN_MAX = UnitGate().live_slowdown_max
 

@@ -129,7 +129,7 @@ class Hook(_Section):
     fails is a failed switch, and the device goes back."""
 
     command: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    systemd: str = Field(default="", pattern=r"^[A-Za-z0-9:_.@\\-]{0,255}$")  # a unit of the system
+    systemd: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9:_.@\\-]{0,254})?$")  # a unit of the system
     action: Literal["reload", "restart", "reload-or-restart", "try-restart"] = "reload-or-restart"  # for `systemd`
     http: str = Field(default="", pattern=r"^(https?://[^/\s]+\S*)?$")  # gets a POST
     timeout_s: float = Field(default=10.0, gt=0)
@@ -167,8 +167,8 @@ class Unit(_Section):
 
     @model_validator(mode="after")
     def _hook_fits_the_lease(self) -> Unit:
-        if self.hook is not None and self.hook.timeout_s > self.trial.lease_s / 2:
-            raise ValueError("hook.timeout_s is more than half of trial.lease_s: the lease would lapse meanwhile")
+        if self.hook is not None and self.hook.timeout_s > self.trial.lease_s / 3:  # one run may wait for another
+            raise ValueError("hook.timeout_s is more than a third of trial.lease_s: the lease could lapse meanwhile")
         return self
 
     def stage_s(self, stage: str, throughputs: int = 0) -> float:

@@ -340,7 +340,8 @@ async def test_an_application_that_does_not_answer_holds_up_nothing_else() -> No
         ({"command": ["x"], "http": "http://x/"}, "one of command, systemd and http"),
         ({"systemd": "a b"}, "systemd"),
         ({"http": "ftp://x/"}, "http"),
-        ({"command": ["x"], "timeout_s": 16.0}, "half of trial.lease_s"),
+        ({"command": ["x"], "timeout_s": 11.0}, "a third of trial.lease_s"),
+        ({"systemd": "--version"}, "systemd"),
     ],
 )
 def test_a_hook_that_makes_no_sense_is_refused_by_name(hook: dict[str, Any], complaint: str) -> None:

@@ -152,6 +152,19 @@ class Engine:
             await self._order(unit, Event.ROLLBACK, reason="rolled_back")
             return self.record(unit)
 
+    async def again(self, payload_sha256: str) -> list[str]:
+        """A person has decided: the units that waited for one over this payload go on. Their names."""
+        woken = []
+        for unit, record in sorted(self.stored.units.items()):
+            attempt = record.attempt
+            if attempt is None or attempt.until >= 0 or attempt.payload_sha256 != payload_sha256:
+                continue
+            async with self._lock(unit):
+                if (Phase(self.record(unit).phase), Event.DUE) in ROWS:
+                    await self._order(unit, Event.DUE, reason="forgiven")
+                    woken.append(unit)
+        return woken
+
     async def changed_fingerprint(self, unit: str) -> None:
         """The device is another one than the confirmed release was judged on."""
         async with self._lock(unit):

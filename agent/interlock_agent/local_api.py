@@ -148,10 +148,13 @@ class LocalApi:
 
     async def _forgive(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
         del descriptor, tell
-        count = await self._forgive_payload(str(fields.get("payload_sha256", "")))
-        if not count:
-            raise NotFound("nothing with that payload is in quarantine", code="not_quarantined")
-        return {"forgiven": count}
+        payload = str(fields.get("payload_sha256", ""))
+        count = await self._forgive_payload(payload)
+        woken = await self._engine.again(payload)
+        if not count and not woken:
+            message = "nothing with that payload is in quarantine, or waits for a person"
+            raise NotFound(message, code="not_quarantined")
+        return {"forgiven": count, "woken": woken}
 
     async def _forgive_payload(self, payload: str, reason: str = "") -> int:
         """How many entries; with a reason, none where there is one for another reason."""

@@ -61,9 +61,11 @@ def forgive(
     payload: Annotated[str, typer.Argument(help="Payload SHA-256, as `status --json` shows it.")],
     config: output.ConfigPath = None,
 ) -> None:
-    """Let a payload that is in quarantine be tried again.
+    """Let a payload be tried again that is in quarantine, or of which a person is to decide (`waiting: operator`).
 
     Example: interlock-agent forgive 3f5a…
     """
     answer = output.ask(config, "forgive", payload_sha256=payload)
     output.out.print(f"{answer['forgiven']} entries removed")
+    for unit in answer.get("woken", ()):
+        output.out.print(f"{unit}: tried again now")

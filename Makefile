@@ -86,7 +86,7 @@ closure-check: $(READY)
 bench: $(READY)  ## measurements, as JSON under bench-results/ and a table (NAME=swaps runs one)
 	@$(BIN)/python -m tests.bench $(NAME) $(ARGS)
 
-bench-gate: $(READY)  ## how often the gate is right and how much it is felt: 80 minutes, goes on where it was cut off
+bench-gate: $(READY)  ## how often the gate is right and how much it is felt: an hour, goes on where it was cut off
 	@$(BIN)/python -m tests.bench.gate $(ARGS)
 
 soak: $(READY)  ## simulation and fuzzing at length, bounded and resumable (ARGS="--minutes 30")

@@ -49,7 +49,7 @@ os.environ["TMPDIR"] = folder.name  # the runtime leaves a file there
 import onnxruntime
 try:
     onnxruntime.InferenceSession(bytes.fromhex("08084203" "10e807" "3a03" "120167"), providers=["CPUExecutionProvider"])
-except Exception as refusal:
+except Exception as refusal:  # of whatever class: this is a child's program, and what it cannot tell is left out
     said = re.search(r"domain ai[.]onnx is till opset (\\d+)", str(refusal))
     print(json.dumps({"opset": int(said[1])} if said else {}))
 """

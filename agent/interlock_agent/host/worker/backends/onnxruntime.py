@@ -87,7 +87,7 @@ class Session:
         """The outputs named. Raises BadRequest when the runtime calls the input invalid."""
         try:
             found: list[Any] = self._session.run(names, feeds)
-        except Exception as failure:
+        except Exception as failure:  # the runtime's errors have no common class; all but this one go on as they are
             if type(failure).__name__ == "InvalidArgument":
                 raise BadRequest(400, "invalid_argument", f"{failure}"[:500]) from None
             raise

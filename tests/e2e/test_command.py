@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e import external
 from tests.e2e.test_dry_run import Bench, packed
 from tests.e2e.test_serving import device
 from tests.e2e.world import MODEL, temporary
@@ -19,48 +19,18 @@ from tests.rig.fleet import until
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
 RIGHT, HALF = 3.0, 3.5  # of the example's items: all are right, one is
-BUNDLE = """\
-model = "{model}"
-version = "{version}"
-
-[[variants]]
-name = "table"
-file = "model.txt"
-runtime = "external"
-
-[signature.inputs.x]
-dtype = "FP32"
-shape = [-1]
-
-[signature.outputs.y]
-dtype = "FP32"
-shape = [-1]
-
-[gates]
-accuracy_min = 0.9
-latency_ratio_max = {ratio}
-
-[health]
-min_seconds = 0.3
-min_requests = 5
-"""
 
 
 def example() -> str:
     """The program that the reference shows."""
-    page = (ROOT / "docs" / "reference" / "command.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    return str(program)
+    return external.example("command.md")
 
 
 def write(folder: Path, version: str, scale: float, ratio: float = 100.0) -> Path:
     """A release of that table."""
-    folder.mkdir(parents=True)
-    (folder / "model.txt").write_text(f"{scale}\n")
-    (folder / "bundle.toml").write_text(BUNDLE.format(model=MODEL, version=version, ratio=ratio))
-    return folder
+    gates = f"accuracy_min = 0.9\nlatency_ratio_max = {ratio}"
+    return external.write(folder, version, f"{scale}\n", gates=gates)
 
 
 class Owner(Bench):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 import urllib.error
@@ -15,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import external
 from tests.e2e.test_serving import device
 from tests.e2e.world import MODEL, Watcher
 from tests.rig.fleet import until
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
 MEASURE = """\
 import json, sys
 print(json.dumps({"ready": True}), flush=True)
@@ -30,30 +29,6 @@ for line in sys.stdin:
     runs = asked.get("runs", 1)
     print(json.dumps({} if asked["ask"] == "evaluate" else {"wall_ms": [1.0] * runs}), flush=True)
 """
-BUNDLE = """\
-model = "{model}"
-version = "{version}"
-[[variants]]
-name = "table"
-file = "model.txt"
-runtime = "external"
-[signature.inputs.x]
-dtype = "FP32"
-shape = [-1]
-[signature.outputs.y]
-dtype = "FP32"
-shape = [-1]
-[health]
-min_seconds = {trial_s}
-min_requests = 0
-"""
-
-
-def example() -> str:
-    """The application that the reference shows."""
-    page = (ROOT / "docs" / "reference" / "files.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    return str(program)
 
 
 class Following:
@@ -64,11 +39,8 @@ class Following:
 
     def release(self, version: str, content: str, trial_s: float = 0.3) -> str:
         """Publish a table; the rollout."""
-        folder = self._folder / version
-        folder.mkdir()
-        (folder / "model.txt").write_text(content)
-        (folder / "bundle.toml").write_text(BUNDLE.format(model=MODEL, version=version, trial_s=trial_s))
-        self.one.world.publish(folder)
+        made = external.write(self._folder / version, version, content, trial_s=trial_s, requests=0)
+        self.one.world.publish(made)
         return self.one.wish(version)
 
     def says(self) -> str:
@@ -87,7 +59,7 @@ def following(tmp_path: Path) -> Iterator[Following]:
     measure = tmp_path / "measure.py"
     measure.write_text(MEASURE)
     program = tmp_path / "application.py"
-    program.write_text(example())
+    program.write_text(external.example("files.md"))
     live = tmp_path / "live"  # a link to `live`, which is not there yet
     with subprocess.Popen(
         [sys.executable, str(program), "0", str(live)], stdout=subprocess.PIPE, text=True

@@ -137,6 +137,10 @@ Runtime = Literal["onnxruntime", "external"]
 and a command of his measures it (`gate.command`)."""
 
 
+COMPILERS = frozenset({"cuda", "onnxruntime", "tensorrt"})
+"""Facts that say whose compiled forms a device can open: an engine is bound to the very version that built it."""
+
+
 class Variant(Signed):
     """One form of the model. The one with `reference` is what the others are compared with.
 
@@ -156,8 +160,10 @@ class Variant(Signed):
 
     @model_validator(mode="after")
     def _compiled_somewhere(self) -> Variant:
-        if self.compiled_context and not {"gpu", "driver"} <= set(self.built_for):
-            raise ValueError("built_for: a compiled form names at least the gpu and the driver that it was built for")
+        named = set(self.built_for)
+        if self.compiled_context and not ({"gpu", "driver"} <= named and named & COMPILERS):
+            needed = f"the gpu, the driver, and one of {', '.join(sorted(COMPILERS))}"
+            raise ValueError(f"built_for: a compiled form names at least {needed} that it was built for")
         if self.reference and self.built_for:
             raise ValueError("built_for: the reference runs anywhere; a compiled form cannot be it")
         return self

@@ -206,6 +206,14 @@ async def test_a_host_that_is_older_than_comparing_compares_nothing() -> None:
     assert [(one.outcome, one.reason) for one in verdict.others] == [("inconclusive", "host_too_old")]
 
 
+async def test_where_one_may_still_pass_the_verdict_is_about_that_one() -> None:
+    ms = {"fp32": 3.0, "fp16": 0.2}
+    bench, _ = bench_of(the_release("fp16", golden=NOTHING_EXPECTED), ms=ms, start_s=0.0)
+    event, verdict = await judged(bench)
+    assert (event, verdict.variant, verdict.reason) == (Event.INCONCLUSIVE, "fp16", "host_too_old"), "asked again later"
+    assert [(one.variant, one.reason) for one in verdict.others] == [("fp32", "too_slow")]
+
+
 async def test_a_form_that_can_be_compared_with_nothing_is_refused() -> None:
     bench, host = bench_of(the_release("fp16", golden=NOTHING_EXPECTED), ["fp16"], compared=False)
     host.faults["load", "fp32"] = Refused("too large for this device", code="out_of_memory")
@@ -216,9 +224,9 @@ async def test_a_form_that_can_be_compared_with_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize(("gpu", "reason"), [("Orin", "ok"), ("Xavier", "built_for_another")])
 async def test_a_compiled_form_runs_only_where_it_was_built_for(gpu: str, reason: str) -> None:
-    engine = variant("engine", compiled_context=True, built_for={"gpu": gpu, "driver": "540.3"})
+    engine = variant("engine", compiled_context=True, built_for={"gpu": gpu, "driver": "540.3", "tensorrt": "10.3.0"})
     bench, host = bench_of(the_release(engine), ms={"engine": 0.2})
-    bench.shared.fingerprint = {"gpu": "Orin", "driver": "540.3"}
+    bench.shared.fingerprint = {"gpu": "Orin", "driver": "540.3", "tensorrt": "10.3.0"}
     event, verdict = await judged(bench)
     assert event is Event.ACCEPT
     assert verdict.variant == ("engine" if reason == "ok" else "fp32")

@@ -38,7 +38,7 @@ file = "wrong.onnx"
 name = "engine"
 file = "engine.onnx"
 compiled_context = true
-built_for = { gpu = "Orin", driver = "540.3.0" }
+built_for = { gpu = "Orin", driver = "540.3.0", tensorrt = "10.3.0" }
 
 """
 

@@ -318,3 +318,25 @@ def test_a_number_that_json_cannot_hold_is_a_refusal_and_no_fault_of_ours() -> N
     document = json.loads('{"schema": "interlock.ack/1", "epoch": "x", "upto": 1, "more": 1e999}')
     with pytest.raises(Invalid, match="ack: Out of range"):
         base.validate(Ack, document, "ack")
+
+
+ENGINE: dict[str, Any] = {"name": "engine", "file": "model.onnx", "compiled_context": True}
+BUILT_FOR = {"gpu": "Orin", "driver": "540.3.0", "tensorrt": "10.3.0"}
+
+
+def variants(**engine: Any) -> list[dict[str, Any]]:
+    return [{"name": "fp32", "file": "model.onnx", "reference": True}, {**ENGINE, **engine}]
+
+
+@pytest.mark.parametrize("lacking", sorted(BUILT_FOR))
+def test_a_compiled_form_says_what_it_was_built_for(lacking: str) -> None:
+    assert the_manifest(variants=variants(built_for=BUILT_FOR)).variants[1].built_for == BUILT_FOR
+    named = {fact: value for fact, value in BUILT_FOR.items() if fact != lacking}
+    with pytest.raises(Invalid, match="a compiled form names at least"):
+        the_manifest(variants=variants(built_for=named))
+
+
+def test_a_compiled_form_is_never_the_reference() -> None:
+    alone = [{**ENGINE, "reference": True, "built_for": BUILT_FOR}]
+    with pytest.raises(Invalid, match="cannot be it"):
+        the_manifest(variants=alone)

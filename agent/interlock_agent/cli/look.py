@@ -35,6 +35,11 @@ def status(as_json: output.AsJson = False, config: output.ConfigPath = None) -> 
         output.show_table(("model", "phase", *FACTS, "why"), rows, optional=("why",))
     else:
         output.out.print("no model yet: roll one out, or `interlock-agent install FILE`")
+    for name, unit in sorted(document["units"].items()):
+        seen = unit.get("host") or {}
+        for what, trouble in (("does not start", seen.get("trouble")), ("hook", seen.get("hook_trouble"))):
+            if trouble:
+                output.out.print(f"[red]{escape(name)}[/] {what}: {escape(trouble)}", soft_wrap=True)
     for note in document["notes"]:
         output.out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for entry in document["quarantine"]:
@@ -53,7 +58,8 @@ def _phase(unit: dict[str, Any]) -> str:
     if progress.get("of"):
         return f"{unit['phase']} {100 * progress['done'] // progress['of']} %"
     if progress.get("stage"):
-        return f"{unit['phase']} ({progress['stage']})"
+        since = f", {progress['seconds']} s" if "seconds" in progress else ""  # a model that is long being opened
+        return f"{unit['phase']} ({progress['stage']}{since})"
     return str(unit["phase"])
 
 

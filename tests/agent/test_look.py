@@ -1,0 +1,55 @@
+"""`interlock-agent status` as people read it: what goes on, and what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from interlock_agent import cli
+from interlock_agent.cli import output
+
+UNIT: dict[str, Any] = {
+    "phase": "confirmed",
+    "offered": "1.0.0",
+    "confirmed": "1.0.0",
+    "running": "1.0.0",
+    "reason": "",
+}
+DOCUMENT: dict[str, Any] = {
+    "device": "press-7",
+    "agent": "0.1.0",
+    "host": "0.1.0",
+    "link": None,
+    "notes": [],
+    "quarantine": [],
+    "units": {},
+}
+
+
+def said(monkeypatch: pytest.MonkeyPatch, **unit: Any) -> str:
+    """What the command prints of a unit."""
+    document = DOCUMENT | {"units": {"detector": UNIT | unit}}
+    monkeypatch.setattr(output, "ask", lambda *_, **__: document)
+    done = CliRunner().invoke(cli.app, ["status"])
+    assert done.exit_code == 0, done.output
+    return str(done.output)
+
+
+def test_a_unit_that_is_well_has_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = said(monkeypatch, host={"trouble": "", "hook_trouble": ""})
+    assert "confirmed" in text
+    assert "hook" not in text
+    assert "does not start" not in text
+
+
+def test_what_is_wrong_with_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = said(monkeypatch, host={"trouble": "load_failed: no kernel", "hook_trouble": "exit 1: [still] starting"})
+    assert "detector does not start: load_failed: no kernel" in text
+    assert "detector hook: exit 1: [still] starting" in text
+
+
+def test_a_model_that_is_long_being_opened_says_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = said(monkeypatch, phase="gating", progress={"doing": "gate", "stage": "loads", "seconds": 125})
+    assert "gating (loads, 125 s)" in text

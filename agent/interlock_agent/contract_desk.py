@@ -21,9 +21,22 @@ class ContractDesk:
 
     async def look(self, record: UnitRecord, candidate: bool) -> dict[str, Any]:
         """The contract and what is proposed. Raises NotFound when there is no such release."""
-        release, proposed, _ = await self._proposed(record, candidate)
+        return (await self._shown(record, candidate))[0]
+
+    async def accept(self, record: UnitRecord, candidate: bool, digest: str) -> dict[str, Any]:
+        """Make it the contract, if it is still what was shown. Raises NotFound, Conflict."""
+        shown, payload = await self._shown(record, candidate)
+        if shown["proposed_sha256"] != digest:
+            raise Conflict(f"{record.unit}: it has changed since it was shown", code="contract_changed")
+        await self._slots.set_contract(record.unit, shown["proposed"])
+        forgiven = await self._forgive(payload, "contract_broken") if candidate else 0
+        return {**shown, "contract": shown["proposed"], "difference": [], "accepted": True, "forgiven": forgiven}
+
+    async def _shown(self, record: UnitRecord, candidate: bool) -> tuple[dict[str, Any], str]:
+        """(what people see, the payload that it is about)."""
+        release, proposed, payload = await self._proposed(record, candidate)
         kept = await self._slots.contract(record.unit)
-        return {
+        shown = {
             "unit": record.unit,
             "contract": kept,
             "release": release,
@@ -31,16 +44,7 @@ class ContractDesk:
             "proposed_sha256": canonical.sha256(canonical.encode(proposed)),
             "difference": contracts.difference(kept, proposed),
         }
-
-    async def accept(self, record: UnitRecord, candidate: bool, digest: str) -> dict[str, Any]:
-        """Make it the contract, if it is still what was shown. Raises NotFound, Conflict."""
-        shown = await self.look(record, candidate)
-        if shown["proposed_sha256"] != digest:
-            raise Conflict(f"{record.unit}: it has changed since it was shown", code="contract_changed")
-        _, proposed, payload = await self._proposed(record, candidate)
-        await self._slots.set_contract(record.unit, proposed)
-        forgiven = await self._forgive(payload, "contract_broken") if candidate else 0
-        return {**shown, "contract": proposed, "difference": [], "accepted": True, "forgiven": forgiven}
+        return shown, payload
 
     async def _proposed(self, record: UnitRecord, candidate: bool) -> tuple[str, dict[str, Any], str]:
         """(release, contract, payload)."""

@@ -71,6 +71,20 @@ async def test_a_refused_candidate_becomes_the_contract_and_may_be_tried_again(d
     assert desk.forgiven == [("7" * 64, "contract_broken")]
 
 
+async def test_a_verdict_that_comes_meanwhile_does_not_become_the_contract(desk: Desk) -> None:
+    offered = await desk.refused()
+    shown = await desk.desk.look(CONFIRMED, candidate=True)
+    compared = desk.slots.contract
+
+    async def another_comes(unit: str) -> dict[str, Any] | None:
+        await desk.refused(outputs=[tensor("y", [-1, 9])])
+        return await compared(unit)
+
+    desk.slots.contract = another_comes  # type: ignore[method-assign]
+    await desk.desk.accept(CONFIRMED, candidate=True, digest=shown["proposed_sha256"])
+    assert await compared(UNIT) == offered
+
+
 async def test_what_has_changed_since_it_was_shown_is_not_accepted(desk: Desk) -> None:
     await desk.refused()
     shown = await desk.desk.look(CONFIRMED, candidate=True)

@@ -6,6 +6,7 @@ is measured against the twin is the twin itself: a device that cannot tell two e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -37,20 +38,11 @@ class Measure:
     runs: int = judge.BLOCK_RUNS_MAX
     void: int = 0
     warm_up_blocks: dict[str, int] = field(default_factory=dict)
-    began: float = 0.0
     asked: str = ""  # the worker of the last block
     _item: int = 0
-    _yielded: float = 0.0  # before it began
 
     def __post_init__(self) -> None:
-        self._yielded = self.run.guest.yielded_s
-
-    @property
-    def time_is_up(self) -> bool:
-        """Whether the budget of measuring is spent; stepping back does not count."""
-        yielded = self.run.guest.yielded_s - self._yielded
-        spent = self.run.place.clock.monotonic() - self.began - yielded
-        return spent >= self.run.place.settings.gate.budget_s
+        self.time_is_up = self.run.budget()
 
     async def block(self, worker: str, name: str, runs: int, nice: int = 0) -> Block:
         """Measure one, keep its raw samples under that name; those of a worker that gave way to others say nothing of
@@ -88,17 +80,19 @@ class Measure:
     async def pair(self, one: tuple[str, str], two: tuple[str, str]) -> tuple[float, float] | None:
         """(work, wall) of the first ÷ the second, (worker, name) each, in random order; None when it is void. Both are
         as nice as the gate was when the pair began: fair to both, whatever applications feel meanwhile."""
-        place = self.run.place
         order = [one, two]
-        if place.clock.dice() < 0.5:
+        if self.run.place.clock.dice() < 0.5:
             order.reverse()
-        before, nice = place.hardware.pace(), self.run.guest.nice
-        blocks = {name: await self.block(worker, name, self.runs, nice) for worker, name in order}
-        mine, other = blocks[one[1]], blocks[two[1]]
-        if place.hardware.pace() != before or mine.nice != other.nice:
+        blocks = await self.run.steady(self._blocks(order))
+        if blocks is None or blocks[one[1]].nice != blocks[two[1]].nice:
             self.void += 1
             return None
+        mine, other = blocks[one[1]], blocks[two[1]]
         return mine.work / max(other.work, 1.0), mine.wall / max(other.wall, 1.0)
+
+    async def _blocks(self, order: Sequence[tuple[str, str]]) -> dict[str, Block]:
+        nice = self.run.guest.nice
+        return {name: await self.block(worker, name, self.runs, nice) for worker, name in order}
 
     async def self_test(self, limit: float) -> judge.SelfTest:
         """The twin against itself, and once more where that did not pass."""
@@ -106,7 +100,7 @@ class Measure:
         wall: list[float] = []
         test = None
         for attempt in range(1, judge.SELF_TESTS + 1):
-            while len(work) < attempt * judge.SELF_TEST_PAIRS and not self.time_is_up:
+            while len(work) < attempt * judge.SELF_TEST_PAIRS and not self.time_is_up():
                 found = await self.pair((self.run.twin, "self_test_one"), (self.run.twin, "self_test_two"))
                 if found is not None:
                     work.append(found[0])
@@ -120,7 +114,7 @@ class Measure:
     async def ratio(self, limit: float, one: tuple[str, str], two: tuple[str, str]) -> judge.Ratio:
         """Pairs of the first ÷ the second, until a look decides or the budget is spent."""
         sequential = judge.Sequential(limit)
-        while not self.time_is_up and not sequential.ended:
+        while not self.time_is_up() and not sequential.ended:
             found = await self.pair(one, two)
             ratio = None if found is None else sequential.add(*found)
             if ratio is not None:
@@ -138,10 +132,10 @@ class Measure:
         beside = samples.get("incumbent_wall_ns", [])
         while True:
             mine = samples.get("candidate_wall_ns", [])
-            if mine and (len(mine) >= due or self.time_is_up):
+            if mine and (len(mine) >= due or self.time_is_up()):
                 due = 2 * len(mine)
                 rows = judge.latency(mine, limits, beside)
-                if self.time_is_up or not judge.undecided(rows) or len(mine) >= judge.ABSOLUTE_RUNS_MAX:
+                if self.time_is_up() or not judge.undecided(rows) or len(mine) >= judge.ABSOLUTE_RUNS_MAX:
                     return rows
             await self.block(self.tried.worker, "candidate", self.runs)
 
@@ -149,7 +143,7 @@ class Measure:
 async def head_to_head(run: Run, one: Tried, best: Tried) -> Comparison:
     """Whether a variant is faster than the best so far: for certain in work, as far as it is seen on the wall. One that
     fails now, after it has passed, is not: the best keeps its place. Raises Later when the best fails."""
-    measure = Measure(run, one, began=run.place.clock.monotonic())
+    measure = Measure(run, one)
     names = (one.worker, "against_mine"), (best.worker, "against_other")
     try:
         for worker, name in names:
@@ -182,7 +176,7 @@ async def _latency(run: Run, tried: Tried) -> list[CheckResult]:
     """Absolute limits, and the ratio to the incumbent where there is one and a limit."""
     if not run.measurable:
         return [not_applicable("latency", "no_golden"), not_applicable("latency_ratio", "no_golden")]
-    measure = Measure(run, tried, began=run.place.clock.monotonic())
+    measure = Measure(run, tried)
     await measure.warm_up(tried.worker, "candidate")
     limit = run.limits.get("latency_ratio_max")
     if run.incumbent is None or limit is None:
@@ -195,7 +189,7 @@ async def _latency(run: Run, tried: Tried) -> list[CheckResult]:
         except TwinTooLarge:
             await run.without_twin()
     block = partial(measure.block, tried.worker, "candidate")
-    rows = await recorded.ratio(run, float(limit), block, lambda: measure.time_is_up)
+    rows = await recorded.ratio(run, float(limit), block, measure.time_is_up)
     return [*rows, *await measure.absolute()]
 
 

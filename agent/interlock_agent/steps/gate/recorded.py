@@ -32,9 +32,8 @@ async def ratio(
     rows: list[CheckResult] = []
     for look in judge.LOOKS:
         while len(mine["wall"]) < look and not time_is_up():
-            before = run.place.hardware.pace()
-            one = await block(found.size)
-            if run.place.hardware.pace() == before:
+            one = await run.steady(block(found.size))
+            if one is not None:
                 mine["wall"].append(one.wall)
                 mine["work"].append(one.work)
         if not mine["wall"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from interlock_agent.config import Unit
 from interlock_agent.core.gate import checks
@@ -23,6 +23,7 @@ PROBE_S = 60.0  # for a block of inferences one after the other, which takes mil
 
 Samples = dict[str, list[int]]
 Record = tuple[dict[str, Any], dict[str, Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,18 @@ class Run:
         pause = self.guest.turn((await self.request(messages.Status()))["units"])
         if pause > 0:
             await self.place.clock.sleep(pause)
+
+    def budget(self) -> Callable[[], bool]:
+        """Begins now: whether the time for measuring is up. Stepping back does not count."""
+        clock, guest, allowed = self.place.clock, self.guest, self.place.settings.gate.budget_s
+        began = clock.monotonic() - guest.yielded_s
+        return lambda: clock.monotonic() - guest.yielded_s - began >= allowed
+
+    async def steady(self, measuring: Awaitable[T]) -> T | None:
+        """What is measured; None where the device changed its pace meanwhile: that says nothing."""
+        before = self.place.hardware.pace()
+        measured = await measuring
+        return measured if self.place.hardware.pace() == before else None
 
     async def request(self, order: Any) -> dict[str, Any]:
         """An order to the host. What is the candidate's own fault is Refused; the host being away is Later, and so is

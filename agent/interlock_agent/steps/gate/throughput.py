@@ -60,9 +60,8 @@ class Blocks:
     async def add(self) -> None:
         """One more block; how long it took is kept, in a list with the number of its inferences in front. One in which
         the device changed its pace is thrown away."""
-        before = self.run.place.hardware.pace()
-        elapsed = await self._block()
-        if self.run.place.hardware.pace() != before:
+        elapsed = await self.run.steady(self._block())
+        if elapsed is None:
             return
         kept = self.tried.samples.setdefault(f"{self.name}_throughput_{self.concurrency}_ns", [self.runs])
         kept.append(elapsed)
@@ -85,13 +84,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
 
 
 async def _one(run: Run, tried: Tried, concurrency: int, limit: float) -> CheckResult:
-    clock, yielded = run.place.clock, run.guest.yielded_s
-    began = clock.monotonic()
-
-    def time_is_up() -> bool:
-        spent = clock.monotonic() - began - (run.guest.yielded_s - yielded)
-        return spent >= run.place.settings.gate.budget_s
-
+    time_is_up = run.budget()
     mine = Blocks(run, tried, tried.worker, "candidate", concurrency)
     twin = Blocks(run, tried, run.twin, "incumbent", concurrency) if run.twin else None
     for one in (mine, twin):

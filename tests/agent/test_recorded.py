@@ -120,6 +120,20 @@ def test_of_too_few_samples_nothing_is_known() -> None:
 
 
 @pytest.mark.parametrize(
+    ("free", "fits"),
+    [
+        ({"memory_free_bytes": 100, "gpu_memory_free_bytes": 50}, True),
+        ({"memory_free_bytes": 99, "gpu_memory_free_bytes": 50}, False),
+        ({"memory_free_bytes": 100, "gpu_memory_free_bytes": 49}, False),
+        ({}, True),
+    ],
+)
+def test_each_kind_of_memory_that_it_took_must_be_free(free: dict[str, int], fits: bool) -> None:
+    took = [{"check": "memory_peak", "measured": 100.0}, {"check": "gpu_memory_peak", "measured": 50.0}]
+    assert judge.fits({"stages": [{"stage": "small", "checks": took}]}, free) is fits
+
+
+@pytest.mark.parametrize(
     ("shape", "same_items", "same"),
     [((-1, 4), False, True), ((1, -1), False, False), ((1, -1), True, True), ((), False, True)],
 )

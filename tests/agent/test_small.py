@@ -76,6 +76,7 @@ def stepped(blocks: int, at: int, step: int) -> list[tuple[int, int]]:
         ("less than the limit", series(1_000, 192), "pass", "ok"),
         ("one step of 8 MiB", stepped(24, 12, 8 * MIB), "pass", "ok"),
         ("an allocator's step of a model with one run a block", series(20_000, 12, runs=1), "pass", "ok"),
+        ("and a large step at its end", [*series(20_000, 11, runs=1), (12, 200 * MIB)], "pass", "ok"),
         ("too few", series(10_000, 7), NA, "too_few_blocks"),
         ("an older host", [(n, 0) for n in range(100)], NA, "not_told"),
         ("many blocks", series(10_000, 5_000), "fail", "leaks"),

@@ -49,6 +49,7 @@ def test_a_block_lasts_about_so_long(elapsed_ms: float, runs: int, concurrency: 
 
 def test_the_shortest_start_is_judged() -> None:
     assert starts.load_time([9.0, 2.0], 3.0, answered=True).outcome == "pass"
+    assert starts.load_time([3.0], 3.0, answered=True).outcome == "pass"
     row = starts.load_time([9.0, 4.0], 3.0, answered=True)
     assert (row.outcome, row.reason, row.measured) == ("fail", "starts_too_slowly", 4.0)
     assert row.detail == {"starts": 2, "seconds": [9.0, 4.0], "first_answer": True}

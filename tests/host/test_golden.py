@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from interlock_agent.host.worker import golden as worker_golden
 from interlock_agent.host.worker import metrics, parity
 from interlock_agent.host.worker.backends.onnxruntime import Session
 from interlock_agent.host.worker.errors import LoadError
@@ -22,7 +23,12 @@ X = np.array([[1, 2, 3, 4], [4, 3, 2, 1], [0, 5, 1, 2], [2, 1, 0, 9]], np.float3
 
 
 def golden(
-    folder: Path, arrays: dict[str, Any], allowed: tuple[str, ...] = (), scale: float = 1.0, **entry: Any
+    folder: Path,
+    arrays: dict[str, Any],
+    allowed: tuple[str, ...] = (),
+    scale: float = 1.0,
+    answers: str = "",
+    **entry: Any,
 ) -> Any:
     """The evaluation of y = x * scale on those arrays."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +37,7 @@ def golden(
     np.savez(folder / "golden.npz", **{"x": X, **arrays})
     described = {"file": "golden.npz", "inputs": {"x": "x"}, "rtol": 1e-3, "atol": 1e-4, "batch": 3, **entry}
     models.seal(folder, "tiny", "1.0.0", 1, golden=described)
-    return Golden(Folder(str(folder)), Session(str(folder / "model.onnx"), {}), allowed).evaluate()
+    return Golden(Folder(str(folder)), Session(str(folder / "model.onnx"), {}), allowed).evaluate(answers)
 
 
 def labelled(folder: Path, labels: Any, metric: str, **more: Any) -> dict[str, Any]:
@@ -94,6 +100,44 @@ def test_cosines(got: list[float], want: list[float], cosine: float) -> None:
 )
 def test_agreements(got: Any, want: Any, top_k: int, agrees: bool) -> None:
     assert bool(parity.agreements(np.array([got]), np.array([want]), top_k)[0]) is agrees
+
+
+# --- against what the reference answered ------------------------------------------------------------------------------
+
+
+def compared(folder: Path, arrays: dict[str, Any], **entry: Any) -> tuple[bool, int]:
+    (output,) = golden(folder, arrays, answers="compare", **entry)["outputs"]
+    return output["compared"], output["outside"]
+
+
+def test_another_form_is_compared_with_what_the_reference_answered(tmp_path: Path) -> None:
+    (kept,) = golden(tmp_path, {}, answers="keep")["outputs"]
+    assert not kept["compared"]
+    assert compared(tmp_path, {}) == (True, 0)
+    models.make_model(tmp_path / "model.onnx", 2.0)
+    assert compared(tmp_path, {}) == (True, np.count_nonzero(X))
+    assert compared(tmp_path, {"e": 2 * X}, expected={"y": "e"}) == (True, 0), "what is expected goes before it"
+
+
+def test_of_large_answers_the_first_items_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_golden, "ANSWERS_MAX_BYTES", 16)
+    golden(tmp_path, {}, answers="keep")
+    models.make_model(tmp_path / "model.onnx", 2.0)
+    assert compared(tmp_path, {}) == (True, np.count_nonzero(X[:3])), "those of the first batch"
+
+
+def test_without_the_references_answers_nothing_is_compared(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="reference's answers") as failed:
+        compared(tmp_path, {})
+    assert failed.value.code == "corrupt"
+
+
+def test_of_a_model_on_another_device_the_wall_is_both_scales(tmp_path: Path) -> None:
+    golden(tmp_path, {})
+    one = Golden(Folder(str(tmp_path)), Session(str(tmp_path / "model.onnx"), {}))
+    one.on_cpu = False
+    found = one.probe(0, 5)
+    assert found["work_ns"] == found["wall_ns"]
 
 
 def test_another_shape_is_far_off() -> None:

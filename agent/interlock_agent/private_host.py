@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -12,11 +11,11 @@ import sys
 from pathlib import Path
 
 from interlock_agent.adapters.host_client import HostClient
+from interlock_agent.processes import ended, ends_with_us
 from interlock_shared.errors import Unreachable
 
 START_S = 30.0  # until it listens; a cold disk and a slow core
 END_S = 15.0  # from the request to end until it is killed: workers end within seconds
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class PrivateHost:
@@ -53,7 +52,6 @@ class PrivateHost:
 
     async def _start(self) -> None:
         file = await asyncio.to_thread(self._prepare)
-        libc = ctypes.CDLL(None)
         log = await asyncio.to_thread((self._folder / "host.log").open, "wb")
         with log:
             self._process = await asyncio.create_subprocess_exec(
@@ -64,7 +62,7 @@ class PrivateHost:
                 stderr=log,
                 env={**os.environ, "TMPDIR": str(self._folder)},  # a runtime leaves files there, ONNX Runtime's `.ses`
                 start_new_session=True,  # Ctrl-C is for us; the host is asked to end
-                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+                preexec_fn=ends_with_us(signal.SIGTERM),
             )
         self._client.start()
         waiting = [asyncio.create_task(self._client.connected.wait()), asyncio.create_task(self._process.wait())]
@@ -87,9 +85,4 @@ class PrivateHost:
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
-        try:
-            await asyncio.wait_for(self._process.wait(), END_S)
-        except asyncio.TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        await ended(self._process, END_S)

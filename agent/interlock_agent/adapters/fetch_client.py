@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 from interlock_agent.core.times import rfc3339
 from interlock_agent.fetcher import messages
 from interlock_agent.ports import Clock, Stored
+from interlock_agent.processes import ended
 from interlock_shared.errors import Never, Unreachable, from_wire
 
 LINE_MAX = 32 * 1024 * 1024  # a manifest as JSON inside a line
@@ -65,12 +65,7 @@ class Child:
             return
         if self._process.stdin is not None:
             self._process.stdin.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), END_S)
-        except asyncio.TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        await ended(self._process, END_S)
 
 
 class FetcherProcess:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+from interlock_agent.core.gate.command import LINE_MAX_BYTES
+from interlock_agent.processes import ends_with_us
 from interlock_shared.errors import Later, Refused
 
-LINE_MAX_BYTES = 16 * 1024 * 1024
 WORDS = 5  # last lines of its standard error that are told
 END_S = 5.0  # from the request to end until it is killed
-PR_SET_PDEATHSIG = 1  # prctl(2)
 NOT_FOR_IT = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "CREDENTIALS_DIRECTORY")
 
 
@@ -99,7 +98,6 @@ class OwnersPrograms:
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str], folder: str) -> ProgramProcess:
         """Start it in a folder. Raises Later (`no_command`) when there is no such program."""
-        libc = ctypes.CDLL(None)
         inherited = {name: value for name, value in os.environ.items() if name not in NOT_FOR_IT}
         try:
             process = await asyncio.create_subprocess_exec(
@@ -111,7 +109,7 @@ class OwnersPrograms:
                 env={**inherited, **SAFE, **environment},
                 limit=LINE_MAX_BYTES,
                 start_new_session=True,
-                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+                preexec_fn=ends_with_us(signal.SIGKILL),
             )
         except OSError as bad:
             raise Later(f"gate.command: {command[0]}: {bad.strerror}", code="no_command") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -39,32 +38,30 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     if not any(output.get("compared") for output in mine["outputs"]):
         rows.insert(0, _nothing_expected(run, tried))
     rows.append(judge.determinism(mine["outputs"], int(mine.get("repeated", 0))))
-    if any(row.outcome == "fail" for row in rows):
-        return rows
-    theirs: dict[str, Any] | None = None
-    if run.incumbent is not None:
-        await run.load_twin(tried)
-        if mine["score"] and not run.alone:
-            theirs = await _of_twin(run)
-    return rows + await _labelled(run, golden.slice_names, mine, theirs)
+    return await _labels_too(run, tried, rows, mine)
 
 
 async def _told(run: Run, tried: Tried) -> list[CheckResult]:
     """By the owner's command: its own checks, and the score that it has of both."""
     mine = await run.evaluate(tried.worker)
-    rows = command.rows(mine["checks"])
+    return await _labels_too(run, tried, command.rows(mine["checks"]), mine)
+
+
+async def _labels_too(run: Run, tried: Tried, rows: list[CheckResult], mine: dict[str, Any]) -> list[CheckResult]:
+    """What passed so far is judged by its labels, beside the incumbent's twin."""
     if any(row.outcome == "fail" for row in rows):
         return rows
     theirs: dict[str, Any] | None = None
     if run.incumbent is not None:
         await run.load_twin(tried)
-        theirs = await _of_twin(run) if mine["score"] and not run.alone else None
-    names = run.manifest.golden.slice_names if run.manifest.golden else ()
-    return rows + await _labelled(run, names, mine, theirs)
+        theirs = await _of_twin(run) if mine["score"] else None
+    return rows + await _labelled(run, mine, theirs)
 
 
 async def _of_twin(run: Run) -> dict[str, Any] | None:
     """The incumbent's score; None where its twin does not fit."""
+    if run.alone:
+        return None
     try:
         return dict((await run.evaluate(run.twin))["score"])
     except TwinTooLarge:
@@ -109,9 +106,7 @@ async def _answers(run: Run, tried: Tried, golden: Golden) -> str:
     return "compare"
 
 
-async def _labelled(
-    run: Run, slice_names: Sequence[str], mine: dict[str, Any], theirs: dict[str, Any] | None
-) -> list[CheckResult]:
+async def _labelled(run: Run, mine: dict[str, Any], theirs: dict[str, Any] | None) -> list[CheckResult]:
     """`theirs`: the incumbent's score on the same items; empty where it has no such output."""
     if not mine["score"]:
         return [not_applicable("accuracy", "no_labels"), not_applicable("accuracy_drop", "no_labels")]
@@ -130,8 +125,7 @@ async def _labelled(
     except (KeyError, ValueError) as strange:
         raise Later(f"the host's evaluation: {strange}", code="bad_evaluation") from None
     seed = f"{run.payload_sha256} {run.incumbent.payload_sha256 if run.incumbent else ''}"
-    judged = partial(
-        judge.labelled, score, beside, run.limits, random.Random(seed), why, mine.get("slices", ()), slice_names
-    )
+    names = run.manifest.golden.slice_names if run.manifest.golden else ()
+    judged = partial(judge.labelled, score, beside, run.limits, random.Random(seed), why, mine.get("slices", ()), names)
     # Hits are counted at once; anything else draws samples for seconds, beside the event loop.
     return rows + (judged() if score.kind == "hits" else await asyncio.to_thread(judged))

@@ -51,20 +51,20 @@ async def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_ones(t
         await program.end()
 
 
-class Silent(OwnersPrograms):
-    """Programs that never say that they are ready."""
+class Watched(OwnersPrograms):
+    """Starts this program, whatever the unit's is, and keeps it."""
 
-    def __init__(self) -> None:
-        self.started: list[ProgramProcess] = []
+    def __init__(self, *program: str) -> None:
+        self.program, self.started = program, list[ProgramProcess]()
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str], folder: str) -> ProgramProcess:
         del command, folder
-        self.started.append(await super().start(("/bin/sleep", "600"), environment, "/"))
+        self.started.append(await super().start(self.program, environment, "/"))
         return self.started[-1]
 
 
 async def test_a_command_whose_start_is_given_up_is_ended() -> None:
-    bench, programs = Bench(), Silent()
+    bench, programs = Bench(), Watched("/bin/sleep", "600")
     by_command = ByCommand(bench.host, programs, FakeHardware(), bench.shared.ports.clock, bench.step().unit)
     order = messages.Load(UNIT, 3, "/nowhere", "candidate", bench.step().unit.options())
     with pytest.raises(asyncio.TimeoutError):
@@ -72,6 +72,23 @@ async def test_a_command_whose_start_is_given_up_is_ended() -> None:
     (program,) = programs.started
     assert not Path(f"/proc/{program.pid}").exists()
     assert bench.host.orders == [("load", "candidate"), ("retire", "candidate")]
+
+
+async def test_what_is_retired_has_ended_before_anything_else_is_measured() -> None:
+    bench, programs = Bench(), Watched("/bin/sh", "-c", 'echo \'{"ready": true, "load_s": 7.5}\'; exec sleep 600')
+    by_command = ByCommand(bench.host, programs, FakeHardware(), bench.shared.ports.clock, bench.step().unit)
+    options = bench.step().unit.options()
+    loaded = [await by_command.request(messages.Load(UNIT, 3, "/nowhere", r, options)) for r in ("candidate", "twin")]
+    alive = [Path(f"/proc/{program.pid}") for program in programs.started]
+    try:
+        assert [one["load_s"] for one in loaded] == [7.5, 7.5], "as the command sees it"
+        await by_command.request(messages.Retire(loaded[1]["worker"], 3))
+        assert [path.exists() for path in alive] == [True, False]
+        await by_command.request(messages.Retire(loaded[0]["worker"], 3))
+        assert [path.exists() for path in alive] == [False, False]
+        assert bench.host.orders == [("load", "candidate"), ("retire", "candidate")], "the host has no twin"
+    finally:
+        await by_command.end()
 
 
 async def test_nothing_is_tried_while_the_owners_command_is_not_there(tmp_path: Path) -> None:

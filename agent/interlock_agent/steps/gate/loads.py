@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from interlock_agent.core import contract as contracts
 from interlock_agent.core.gate import starts as judge
@@ -20,8 +19,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     place = run.place
     await run.request(messages.Configure(place.unit, place.listen, place.settings.options()))
     tried.folder = await run.seal(tried.variant.name)
-    tried.loaded = await _opened(run, tried)
-    tried.worker = str(tried.loaded["worker"])
+    await _open(run, tried)
     if tried.variant.runtime == "external":
         told = [not_applicable(check, "external") for check in ("signature", "providers")]
         return [*told, await _load_time(run, tried)]
@@ -40,14 +38,15 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     return [*rows, *_engine(tried), await _load_time(run, tried)]
 
 
-async def _opened(run: Run, tried: Tried) -> dict[str, Any]:
+async def _open(run: Run, tried: Tried) -> None:
     """The candidate's worker. A provider may build engines meanwhile, which takes minutes: that it goes on is told."""
     loading = asyncio.ensure_future(run.load(tried.folder, "candidate"))
     began = run.place.clock.monotonic()
     try:
         while not (await asyncio.wait([loading], timeout=PROGRESS_S))[0]:
             run.place.tell(doing="gate", stage="loads", seconds=round(run.place.clock.monotonic() - began))
-        return await loading
+        tried.loaded = await loading
+        tried.worker = str(tried.loaded["worker"])
     finally:
         loading.cancel()
 
@@ -66,8 +65,7 @@ async def _load_time(run: Run, tried: Tried) -> CheckResult:
     seconds = [await _start_s(run, tried, answered)]
     if limit is not None and seconds[0] > limit:
         await run.retire(tried.worker)
-        tried.loaded = await run.load(tried.folder, "candidate")
-        tried.worker = str(tried.loaded["worker"])
+        await _open(run, tried)
         seconds.append(await _start_s(run, tried, answered))
     return judge.load_time(seconds, limit, answered)
 

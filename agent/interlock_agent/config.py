@@ -16,7 +16,7 @@ from interlock_agent.core.gate import window
 from interlock_agent.core.gate.limits import OwnerLimits
 from interlock_shared.base import Name, describe
 from interlock_shared.errors import Invalid
-from interlock_shared.gates import Concurrency, Limit, Quantile
+from interlock_shared.gates import Concurrency, Limit, Quantile, Stage
 from interlock_shared.limits import DRAIN_MAX_S, LEASE_S, POLL_S
 
 if sys.version_info >= (3, 11):
@@ -24,9 +24,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # installed where Python is 3.10
 
-Stage = Literal["compatible", "loads", "right", "fast", "small"]
 # Seconds for a stage beyond what is set for its work: for the twin, for a busy machine, for orders on their way.
-STAGE_S: dict[str, float] = {"compatible": 60.0, "loads": 60.0, "right": 900.0, "fast": 900.0, "small": 60.0}
+STAGE_S: dict[Stage, float] = {"compatible": 60.0, "loads": 60.0, "right": 900.0, "fast": 900.0, "small": 60.0}
 
 DEFAULT_PATH = Path("/etc/interlock/agent.toml")
 
@@ -171,11 +170,10 @@ class Unit(_Section):
             raise ValueError("hook.timeout_s is more than a third of trial.lease_s: the lease could lapse meanwhile")
         return self
 
-    def stage_s(self, stage: str, throughputs: int = 0) -> float:
+    def stage_s(self, stage: Stage, throughputs: int = 0) -> float:
         """How long a stage of the gate may take, in seconds; each limit on throughput has a budget of its own."""
         own = {"loads": 2 * self.load_timeout_s, "fast": self.gate.budget_s * (1 + throughputs)}.get(stage, 0.0)
-        said = [limit for name, limit in self.gate.stage_s.items() if name == stage]
-        return said[0] if said else own + STAGE_S[stage]
+        return self.gate.stage_s.get(stage, own + STAGE_S[stage])
 
     def measured_with(self) -> dict[str, Any]:
         """What a judgement depends on beside the limits: which form runs on what, and what measures it."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from interlock_shared.base import Finite, Name, Report, Sha256, Signed, Timestamp, Version
+from interlock_shared.gates import Stage
 
 DESIRED_SCHEMA = "interlock.desired/1"
 PERMIT_SCHEMA = "interlock.permit/1"
@@ -90,7 +91,7 @@ class CheckResult(Signed):
 class StageResult(Signed):
     """One stage of the gate, in the order in which they run."""
 
-    stage: Literal["compatible", "loads", "right", "fast", "small"]
+    stage: Stage
     outcome: Outcome
     seconds: Finite
     checks: tuple[CheckResult, ...] = ()

@@ -86,6 +86,7 @@ class Golden(Signed):
 Quantile = Annotated[str, Field(pattern=r"^p[1-9][0-9]?(\.[0-9]{1,2})?$")]
 """`p95`: the 0.95 quantile."""
 Limit = Annotated[Finite, Field(gt=0)]
+Stage = Literal["compatible", "loads", "right", "fast", "small"]
 Concurrency = Annotated[str, Field(pattern=r"^([1-9]|[12][0-9]|3[0-2])$")]
 """Inferences at a time, 1 to 32."""
 

@@ -24,6 +24,7 @@ from interlock_shared import canonical, seals, trust
 from interlock_shared import manifest as manifests
 from interlock_shared.documents import Verdict
 from interlock_shared.errors import InterlockError, Refused, Unreachable
+from interlock_shared.gates import Stage
 from interlock_shared.manifest import Manifest
 from tests.agent.material import UNIT, digest_of, record, the_manifest, wish
 from tests.fakes.disk import Disk
@@ -197,7 +198,7 @@ async def test_a_first_install_has_no_pass_for_what_needs_an_incumbent() -> None
 
 @pytest.mark.parametrize("code", sorted(CRASHED))
 @pytest.mark.parametrize(("op", "stage"), [("load", "loads"), ("evaluate", "right"), ("probe", "fast")])
-async def test_a_candidate_that_fails_in_any_stage_is_rejected(op: str, stage: str, code: str) -> None:
+async def test_a_candidate_that_fails_in_any_stage_is_rejected(op: str, stage: Stage, code: str) -> None:
     bench = Bench()
     bench.host.fails[op, "candidate"] = Refused("it is dead", code=code)
     happened = await bench.run()

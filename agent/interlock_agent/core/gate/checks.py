@@ -7,14 +7,14 @@ a check that needs an incumbent is `not_applicable` on a first install, never `p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from interlock_shared.documents import CheckResult, Outcome, StageResult
+from interlock_shared.gates import Stage
 
 CONFIDENCE = 0.95  # of the intervals that are shown with a figure
 
 
-def stage(name: Any, seconds: float, checks: Sequence[CheckResult]) -> StageResult:
+def stage(name: Stage, seconds: float, checks: Sequence[CheckResult]) -> StageResult:
     """A stage's outcome from its checks."""
     outcomes = {check.outcome for check in checks}
     outcome: Outcome = "pass"

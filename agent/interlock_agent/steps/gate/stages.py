@@ -10,8 +10,9 @@ from interlock_agent.steps.gate import compatible, fast, loads, right, small
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared.documents import CheckResult, StageResult
 from interlock_shared.errors import Later, Refused
+from interlock_shared.gates import Stage
 
-STAGES: dict[str, Callable[[Run, Tried], Awaitable[list[CheckResult]]]] = {
+STAGES: dict[Stage, Callable[[Run, Tried], Awaitable[list[CheckResult]]]] = {
     "compatible": compatible.check,
     "loads": loads.check,
     "right": right.check,
@@ -32,7 +33,7 @@ async def judge_variant(run: Run, tried: Tried) -> list[StageResult]:
     failed = False
     for name in STAGES:
         if failed:
-            results.append(StageResult(stage=name, outcome="not_run", seconds=0.0))  # type: ignore[arg-type]
+            results.append(StageResult(stage=name, outcome="not_run", seconds=0.0))
             continue
         run.place.tell(doing="gate", stage=name)
         began = run.place.clock.monotonic()
@@ -43,7 +44,7 @@ async def judge_variant(run: Run, tried: Tried) -> list[StageResult]:
     return results
 
 
-async def _guarded(name: str, run: Run, tried: Tried) -> list[CheckResult]:
+async def _guarded(name: Stage, run: Run, tried: Tried) -> list[CheckResult]:
     budget, run.candidate_s = run.place.settings.stage_s(name, len(run.limits.get("throughput_min", ()))), 0.0
     try:
         return await asyncio.wait_for(STAGES[name](run, tried), budget)

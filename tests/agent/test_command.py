@@ -144,6 +144,8 @@ async def test_the_candidate_is_loaded_by_the_host_all_the_same(tmp_path: Path) 
 def test_without_a_time_of_work_the_wall_is_both_scales() -> None:
     found = command.samples(b'{"wall_ms": [1.5, 2.0]}', 2, 99)
     assert found == {"wall_ns": [1_500_000, 2_000_000], "work_ns": [1_500_000, 2_000_000], "elapsed_ns": 99}
+    found = command.samples(b'{"wall_ms": [1.5, 2.0], "work_ms": [1.0, 3.0], "elapsed_ms": 2.5}', 2, 99)
+    assert (found["work_ns"], found["elapsed_ns"]) == ([1_000_000, 3_000_000], 2_500_000), "as the command tells them"
 
 
 @pytest.mark.parametrize(

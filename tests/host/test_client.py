@@ -147,8 +147,8 @@ class Peer:
     """Answers each request with `parts`, `pause_s` before each; counts the connections that are open."""
 
     def __init__(self, *parts: bytes, pause_s: float = 0.0) -> None:
-        self._parts, self._pause_s = parts, pause_s
-        self.open = self.accepted = 0
+        self._parts, self.pause_s = parts, pause_s
+        self.open = self.accepted = self.asked = 0
         self.server = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.server.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -169,8 +169,9 @@ class Peer:
     def _talk(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             while connection.recv(65536):
+                self.asked += 1
                 for part in self._parts:
-                    time.sleep(self._pause_s)
+                    time.sleep(self.pause_s)
                     connection.sendall(part)
         self.open -= 1
 
@@ -184,6 +185,26 @@ def test_one_that_answers_in_crumbs_does_not_hold_it_beyond_the_deadline() -> No
     with Peer(*crumbs, pause_s=0.1) as peer, pytest.raises(UnavailableError, match="timed out"):
         Model(peer.address, "m", deadline_s=0.5).metadata()
     assert time.monotonic() - began < 2.0
+
+
+def test_the_deadline_of_a_request_is_its_own_on_a_connection_that_was_kept() -> None:
+    with Peer(FOUND, b"{}") as peer, Model(peer.address, "m", deadline_s=30.0) as model:
+        model.metadata()
+        peer.pause_s = 3.0
+        with pytest.raises(UnavailableError, match=r"no answer within 0.3 s: timed out"):
+            model.infer({"x": X}, deadline_s=0.3)
+        assert peer.accepted == 1, "the same connection"
+
+
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n"
+
+
+@pytest.mark.parametrize(("says", "asked"), [(b"", range(3, 20)), (b"Retry-After: 1\r\n", range(1, 2))])
+def test_where_no_model_serves_it_is_asked_again_but_not_before_it_says(says: bytes, asked: range) -> None:
+    with Peer(BUSY + says + b"\r\n{}") as peer, Model(peer.address, "m", deadline_s=0.9) as model:
+        with pytest.raises(UnavailableError, match=r"no answer within 0.9 s"):
+            model.metadata()
+        assert peer.asked in asked
 
 
 def test_threads_that_have_ended_leave_no_connection() -> None:

@@ -67,11 +67,14 @@ def test_every_fact_of_the_device_is_in_the_key(fact: str) -> None:
                                     ("weights.bin", b"others"), ("golden.npz", b"golden"))])),
         key(sealed(b"model", signature={"inputs": [{"name": "x", "dtype": "FP32", "shape": [-1, 8]}],
                                         "outputs": [{"name": "y", "dtype": "FP32", "shape": [-1, 4]}]})),
+        key(sealed(b"model", signature={"inputs": [{"name": "x", "dtype": "FP32", "shape": [-1, 4]}],
+                                        "outputs": [{"name": "y", "dtype": "FP32", "shape": [-1, 8]}]})),
+        key(sealed(b"model", variants=[{"name": "fp32", "file": "weights.bin", "reference": True}])),
         key(options=OPTIONS | {"providers": ["TensorrtExecutionProvider"]}),
         key(options=OPTIONS | {"provider_options": {"TensorrtExecutionProvider": {"trt_fp16_enable": "1"}}}),
         key(options=OPTIONS | {"threads": 2}),
     ],
-    ids=["weights", "weights beside", "shapes", "providers", "options", "threads"],
+    ids=["weights", "weights beside", "shapes", "outputs", "which file", "providers", "options", "threads"],
 )  # fmt: skip
 def test_so_is_every_byte_and_every_option(other: str) -> None:
     assert other != key()

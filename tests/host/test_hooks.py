@@ -166,6 +166,37 @@ async def test_a_trial_that_ends_while_its_hook_runs_is_no_switch(
     assert world.told[-1]["RELEASE"] == "filetype/1.0.0"
 
 
+async def test_moves_are_told_one_at_a_time_the_newest_last(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await started(world)
+    begun, recorded, go, write = list[str](), ["a:1"], asyncio.Semaphore(0), world.write
+
+    async def slow(hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+        del hook
+        begun.append(facts["RELEASE"])
+        await go.acquire()
+        return ""
+
+    async def watched(unit: str, document: dict[str, Any]) -> None:
+        await write(unit, document)
+        recorded.extend([document["hooked"]] if document["hooked"] != recorded[-1] else [])
+
+    monkeypatch.setattr(world, "run", slow)
+    monkeypatch.setattr(world, "write", watched)
+    switch = asyncio.create_task(promoted(world, engine))
+    await turn()
+    await engine.worker_died(engine.seats["filetype"].unit.live, "SIGKILL")
+    await turn()
+    assert begun == ["filetype/1.1.0"], "the way back waits for it"
+    go.release()
+    await turn()
+    assert begun == ["filetype/1.1.0", "filetype/1.0.0"]
+    go.release()
+    with pytest.raises(WorkerError, match="over already"):
+        await switch
+    await turn()
+    assert recorded == ["a:1", "?", "b:2", "?", "a:1"], "of each what it was told, not what `live` was meanwhile"
+
+
 async def test_one_that_is_taken_away_is_not_run_and_has_no_trouble(world: World) -> None:
     world.hook_troubles = ["exit 1: still starting"]
     engine = await started(world)

@@ -1,13 +1,12 @@
 """Discrete NVIDIA GPUs, through the driver's own library (NVML) and its Python bindings, the package nvidia-ml-py.
 
-One session, opened when it is first needed and kept: asking then takes less than a millisecond. The bindings are
-imported only where the driver is loaded, since they take 18 MB. What the GPU does not tell is left out; so is
-everything where the bindings are not installed. It is the first GPU that is asked.
+One session, opened when it is first needed and kept until the process ends: asking then takes less than a millisecond.
+The bindings are imported only where the driver is loaded, since they take 18 MB. What the GPU does not tell is left
+out; so is everything where the bindings are not installed. It is the first GPU that is asked.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -139,10 +138,3 @@ class Nvml:
         told["sm_mhz"] = self._ask("nvmlDeviceGetClockInfo", getattr(self._library, "NVML_CLOCK_SM", 1))
         told["memory_mhz"] = self._ask("nvmlDeviceGetClockInfo", getattr(self._library, "NVML_CLOCK_MEM", 2))
         return {name: value for name, value in told.items() if value is not None}
-
-    def close(self) -> None:
-        """End the session."""
-        if self._library is not None:
-            with contextlib.suppress(self._library.NVMLError):
-                self._library.nvmlShutdown()
-        self._library = None

@@ -19,9 +19,8 @@ ROOM = 72  # px inside the frame at both sides: a figure stands beside its point
 LEVELS = (0, 25, 50, 75, 95, 100)  # % lines
 MARKED = (50, 95)  # % quantiles that are written out
 TICKS = 6  # at most about so many on the time axis
-STRETCH = (
-    1.0  # the axis ends so far beyond the 95 % quantile, in spans up to it: a few slow ones must not squeeze the rest
-)
+# The axis ends so far beyond the 95 % quantile, in spans up to it: a few slow ones must not squeeze the rest.
+STRETCH = 1.0
 LINE_PX = 20  # of text
 
 STYLE = """

@@ -53,9 +53,8 @@ class Rails:
             for label in tree.names(f"{folder}/in[0-9]*_label") if tree.text(name) in MONITORS else ():
                 said, stem = tree.text(label), label.removesuffix("_label")
                 current = f"{folder}/curr{stem.rpartition('/in')[2]}_input"
-                if (
-                    said not in ("", "NC") and tree.number(current) is not None
-                ):  # not the sum of shunts, not unconnected
+                # not the sum of shunts, not unconnected
+                if said not in ("", "NC") and tree.number(current) is not None:
                     rails[said] = (f"{stem}_input", current)
         self._rails = [rails[WHOLE]] if WHOLE in rails else list(rails.values())
         self._last: tuple[float, float] | None = None

@@ -6,7 +6,7 @@ import pytest
 
 from interlock_agent.core.states import ROWS, Event, Phase
 from interlock_agent.steps import gating, switching
-from interlock_shared.errors import NoSpace, Refused
+from interlock_shared.errors import InterlockError, NoSpace, Refused, Unreachable
 from interlock_shared.limits import ATTEMPTS_MAX, UNJUDGED_MAX
 from tests.agent.material import UNIT
 from tests.agent.test_gating import Bench
@@ -56,3 +56,13 @@ async def test_the_turn_at_the_gate_and_its_tries() -> None:
     bench.shared.release_gate(UNIT)
     bench.shared.stored.spent["interruption:" + key] = 1
     assert (await gating.await_gate(bench.step())).event is Event.GATE_FREE
+
+
+@pytest.mark.parametrize("fault", [None, Unreachable("away"), Refused("bit rot", code="corrupt")])
+async def test_whatever_comes_of_it_the_next_ones_turn_comes(fault: InterlockError | None) -> None:
+    bench = Bench()
+    bench.host.fails = {("load", "candidate"): fault} if fault else {}
+    await gating.await_gate(bench.step())
+    assert bench.shared.gate_lock.locked()
+    await bench.run()
+    assert (bench.shared.gate_owner, bench.shared.gate_lock.locked()) == ("", False)

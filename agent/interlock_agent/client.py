@@ -157,8 +157,7 @@ class Model:
 
     def metadata(self) -> dict[str, Any]:
         """What the model that serves now takes and gives. Raises ModelError."""
-        status, headers, body = self._ask("GET", f"/v2/models/{self._name}", b"", {}, self._deadline_s)
-        del status, headers
+        _, _, body = self._ask("GET", f"/v2/models/{self._name}", b"", {}, self._deadline_s)
         return dict(json.loads(body))
 
     def infer(

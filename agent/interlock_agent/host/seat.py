@@ -27,7 +27,6 @@ class Seat:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     folders: dict[str, str] = field(default_factory=dict)  # of workers that orders have started
-    worker_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     drained: Awaitable[Promoted] | None = None
     promoted: tuple[str, Promoted] | None = None  # worker and the figures of its switch, to be told again
     counters: dict[str, Any] = field(default_factory=dict)

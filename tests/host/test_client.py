@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,7 @@ class Peer:
 
     def __init__(self, *parts: bytes, pause_s: float = 0.0) -> None:
         self._parts, self.pause_s = parts, pause_s
+        self._connections: list[socket.socket] = []
         self.open = self.accepted = self.asked = 0
         self.server = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.server.getsockname()[1]}"
@@ -159,11 +161,16 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self.server.close()
 
+    def hang_up(self) -> None:
+        for connection in self._connections:
+            connection.shutdown(socket.SHUT_RDWR)
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self.server.accept()
                 self.open, self.accepted = self.open + 1, self.accepted + 1
+                self._connections.append(connection)
                 threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
 
     def _talk(self, connection: socket.socket) -> None:
@@ -194,6 +201,21 @@ def test_the_deadline_of_a_request_is_its_own_on_a_connection_that_was_kept() ->
         with pytest.raises(UnavailableError, match=r"no answer within 0.3 s: timed out"):
             model.infer({"x": X}, deadline_s=0.3)
         assert peer.accepted == 1, "the same connection"
+
+
+def test_connections_that_were_lost_together_are_made_anew_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    with Peer(FOUND, b"{}", pause_s=0.1) as peer, Model(peer.address, "m") as model:
+        crew = [threading.Thread(target=model.metadata) for _ in range(4)]
+        for one in crew:
+            one.start()
+        for one in crew:
+            one.join()
+        assert peer.accepted == 4
+        peer.hang_up()
+        monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=time.monotonic, sleep=slept.append))
+        assert model.metadata() == {}
+        assert slept == [0.0], "one of them is enough to know"
 
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n"

@@ -85,6 +85,11 @@ def test_both_medians_have_their_noise() -> None:
     assert judge.rows({"work": [9.0 * MS], "wall": [9.0 * MS]}, known(), 1.25)[0].reason == "too_noisy", "one block"
 
 
+def test_work_passes_for_certain_and_the_wall_by_its_estimate() -> None:
+    mine = [1.5 * MS, 1.62 * MS] * 6
+    assert [row.outcome for row in judge.rows({"work": mine, "wall": mine}, known(), 1.25)] == ["inconclusive", "pass"]
+
+
 def test_two_equal_models_are_told_apart_seldom() -> None:
     """With ten per cent of noise and no other difference, over many seeds: never a failure, and hardly a doubt."""
     outcomes = []

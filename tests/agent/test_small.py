@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from interlock_agent.config import Config
 from interlock_agent.core.gate import small
 from interlock_agent.core.gate.small import Held, Spent
 from interlock_agent.core.states import Event
+from interlock_agent.core.statistics import Interval, slope_interval
 from interlock_shared.documents import CheckResult
 from tests.agent.material import UNIT, the_manifest
 from tests.agent.test_gating import GOLDEN, Bench, ScriptedHost
@@ -91,6 +93,18 @@ def test_a_leak_is_a_slope_that_is_certain(
         assert found.low is not None
         assert found.high is not None
         assert found.low <= float(found.measured or 0) <= found.high
+
+
+def test_of_many_blocks_so_many_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    def watched(points: Sequence[tuple[float, float]], confidence: float) -> Interval:
+        looked_at.append(len(points))
+        return slope_interval(points, confidence)
+
+    monkeypatch.setattr(small, "slope_interval", watched)
+    small.leak(series(10_000, 1_000), MIB)
+    assert looked_at == [250], "slopes between all of them would take seconds"
 
 
 def test_a_leak_without_a_limit_is_told() -> None:

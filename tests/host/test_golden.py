@@ -115,7 +115,7 @@ def test_another_form_is_compared_with_what_the_reference_answered(tmp_path: Pat
     assert not kept["compared"]
     assert compared(tmp_path, {}) == (True, 0)
     models.make_model(tmp_path / "model.onnx", 2.0)
-    assert compared(tmp_path, {}) == (True, np.count_nonzero(X))
+    assert compared(tmp_path, {}) == (True, int(np.count_nonzero(X)))
     assert compared(tmp_path, {"e": 2 * X}, expected={"y": "e"}) == (True, 0), "what is expected goes before it"
 
 
@@ -123,7 +123,7 @@ def test_of_large_answers_the_first_items_are_kept(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(worker_golden, "ANSWERS_MAX_BYTES", 16)
     golden(tmp_path, {}, answers="keep")
     models.make_model(tmp_path / "model.onnx", 2.0)
-    assert compared(tmp_path, {}) == (True, np.count_nonzero(X[:3])), "those of the first batch"
+    assert compared(tmp_path, {}) == (True, int(np.count_nonzero(X[:3]))), "those of the first batch"
 
 
 def test_without_the_references_answers_nothing_is_compared(tmp_path: Path) -> None:

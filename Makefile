@@ -35,7 +35,7 @@ NAME ?=
 ARGS ?=
 export KEEP
 
-.PHONY: help venv demo test check bench bench-gate soak deb lock closure pages clean distclean fmt lint types tree closure-check
+.PHONY: help venv demo test check bench bench-gate bench-host soak deb lock closure pages clean distclean fmt lint types tree closure-check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,11 +83,14 @@ tree: $(READY)
 closure-check: $(READY)
 	@$(BIN)/python packaging/closure/lock.py --check
 
-bench: $(READY)  ## measurements, as JSON under bench-results/ and a table (NAME=swaps runs one)
+bench: $(READY)  ## measurements, as JSON under bench-results/ and a table (NAME=fetch runs one)
 	@$(BIN)/python -m tests.bench $(NAME) $(ARGS)
 
 bench-gate: $(READY)  ## how often the gate is right and how much it is felt: an hour, goes on where it was cut off
 	@$(BIN)/python -m tests.bench.gate $(ARGS)
+
+bench-host: $(READY)  ## what applications feel of the host: swaps, kills, ways to ask, memory (ARGS=ways runs one part)
+	@$(BIN)/python -m tests.bench.host $(ARGS)
 
 soak: $(READY)  ## simulation and fuzzing at length, bounded and resumable (ARGS="--minutes 30")
 	@$(BIN)/python -m tests.soak $(ARGS)

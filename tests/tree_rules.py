@@ -80,8 +80,10 @@ LAYERS = (
     Layer("adapters", ("*/adapters/*",), ("core", "ports", "other"), own_folder=False),
 )
 SPOKEN_BY_ALL = "messages"
-# A table's migrations belong to the database's adapter; what tells facts about a device, to the hardware's.
+# A table's migrations belong to the database's adapter; what tells facts about a device, to the hardware's; Triton is
+# one of the ways of a hook.
 ADAPTER_PAIRS = (
+    ("interlock_agent.host.adapters.hooks", "interlock_agent.host.adapters.triton"),
     ("interlock_server.adapters.database", "interlock_server.adapters.migrations"),
     ("interlock_agent.adapters.hardware", "interlock_agent.adapters.telemetry"),
     ("interlock_agent.adapters.telemetry.energy", "interlock_agent.adapters.telemetry.sysfs"),

@@ -140,6 +140,30 @@ class Hook(_Section):
         return self
 
 
+class Triton(_Section):
+    """A Triton Inference Server that serves the model: docs/reference/triton.md."""
+
+    url: str = Field(pattern=r"^https?://[^/\s]+/?$")
+    repository: Path  # its --model-repository, as the host sees it
+    name: str = Field(default="", pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,200})?$")  # of the model there; the unit's
+    template: Path | None = None  # a folder: config.pbtxt, and files that every version folder gets
+    request: Path | None = None  # an inference request in JSON that it must answer after each switch
+    answer_ms_max: float = Field(default=0.0, ge=0)  # of that request; 0: no limit
+    timeout_s: float = Field(default=10.0, gt=0)  # of a whole switch
+
+    @model_validator(mode="after")
+    def _is_absolute(self) -> Triton:
+        for path in (self.repository, self.template, self.request):
+            if path is not None and not path.is_absolute():
+                raise ValueError(f"{path} is no absolute path")
+        return self
+
+    def hook(self) -> dict[str, Any]:
+        """As the host takes it."""
+        said = self.model_dump(mode="json", exclude={"timeout_s"})
+        return {"triton": {name: value or "" for name, value in said.items()}, "timeout_s": self.timeout_s}
+
+
 class Unit(_Section):
     """One model on this device."""
 
@@ -153,6 +177,7 @@ class Unit(_Section):
     gate: UnitGate = UnitGate()
     trial: UnitTrial = UnitTrial()
     hook: Hook | None = None  # for an application that reads `live`
+    triton: Triton | None = None  # a server that loads what is live
 
     @model_validator(mode="after")
     def _caches_are_ours(self) -> Unit:
@@ -166,8 +191,12 @@ class Unit(_Section):
 
     @model_validator(mode="after")
     def _hook_fits_the_lease(self) -> Unit:
-        if self.hook is not None and self.hook.timeout_s > self.trial.lease_s / 3:  # one run may wait for another
-            raise ValueError("hook.timeout_s is more than a third of trial.lease_s: the lease could lapse meanwhile")
+        if self.hook is not None and self.triton is not None:
+            raise ValueError("one of hook and triton")
+        told = self.hook or self.triton
+        if told is not None and told.timeout_s > self.trial.lease_s / 3:  # one run may wait for another
+            kind = "hook" if self.hook else "triton"
+            raise ValueError(f"{kind}.timeout_s is more than a third of trial.lease_s: the lease could lapse meanwhile")
         return self
 
     def stage_s(self, stage: Stage, throughputs: int = 0) -> float:
@@ -182,13 +211,18 @@ class Unit(_Section):
             include={"providers": True, "provider_options": True, "threads": True, "gate": {"variants", "command"}},
         )
 
+    def _told(self) -> dict[str, Any]:
+        if self.triton is not None:
+            return self.triton.hook()
+        return self.hook.model_dump(mode="json") if self.hook is not None else {}
+
     def options(self) -> dict[str, Any]:
         """What the host needs to start a worker."""
         return {
             "providers": list(self.providers),
             "provider_options": {name: dict(given) for name, given in self.provider_options.items()},
             "threads": self.threads,
-            "hook": self.hook.model_dump(mode="json") if self.hook is not None else {},
+            "hook": self._told(),
             "worker_python": self.worker_python,
             "memory_limit_bytes": self.memory_limit_bytes,
             "load_timeout_s": self.load_timeout_s,

@@ -158,3 +158,11 @@ class NoHooks:
     async def run(self, hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
         """Never asked."""
         raise AssertionError(f"{hook} {facts}")
+
+    async def lost(self, hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+        """Never asked."""
+        raise AssertionError(f"{hook} {facts}")
+
+    async def away(self, hook: Mapping[str, Any]) -> str:
+        """Never asked."""
+        raise AssertionError(f"{hook}")

@@ -32,6 +32,8 @@ class World:
         self.ended: set[str] = set()
         self.told: list[dict[str, str]] = []
         self.hook_troubles: list[str] = []
+        self.hook_lost = self.hook_away = ""
+        self.looked: list[dict[str, str]] = []
 
     def _do(self, what: str) -> None:
         self.trace.append(what)
@@ -119,6 +121,13 @@ class World:
         self.trace.append(f"hook {facts['RELEASE'] or '-'}")
         self.told.append(dict(facts))
         return self.hook_troubles.pop(0) if self.hook_troubles else ""
+
+    async def lost(self, hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+        self.looked.append(dict(facts))
+        return self.hook_lost
+
+    async def away(self, hook: Mapping[str, Any]) -> str:
+        return self.hook_away
 
 
 @pytest.fixture

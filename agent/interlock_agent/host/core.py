@@ -342,7 +342,7 @@ def died(unit: Unit, event: s.Died, now: float, at: float) -> Step:
 
 
 def broke(unit: Unit, event: s.Broke, now: float, at: float) -> Step:
-    """The disk failed in the middle of a switch: take it back."""
+    """The disk failed in the middle of a switch, or Triton has forgotten the release: take it back."""
     return _end_trial(unit, "interrupted", event.reason, now, at, push=True)
 
 

@@ -47,7 +47,7 @@ class Engine:
         self._lost: dict[str, str] = {}  # why workers died, for an order that comes too late
         self._configuring = asyncio.Lock()
         record = states.Record(must=False)
-        self._following = Following(hooks, store, clock, self._spawn, lambda seat: self._try(seat, record))
+        self._following = Following(hooks, store, clock, self._spawn, lambda seat: self._try(seat, record), self._event)
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -290,6 +290,7 @@ class Engine:
         """Begin a trial; returns when the former worker's requests have ended. Raises Refused."""
         seat = self._seat(unit)
         found = await self._store.seal(unit, slot) if slot in states.SLOTS else None
+        await self._following.reachable(seat)
         await self._event(seat, states.Promote(generation, worker, slot, found, lease_s, drain_max_s))
         if seat.promoted and seat.promoted[0] == worker:
             return seat.promoted[1]

@@ -42,7 +42,7 @@ class Load:
     folder whose golden data this worker is judged on, so that a twin is measured on the candidate's items),
     `nice` (int: as in `Probe`, from the start on),
     `metrics` (list of str: plug-in metrics that the owner allows), `hook` (of `Configure` alone: how an application
-    that reads `live` is told, `{"command" | "systemd" and "action" | "http", "timeout_s"}`).
+    that reads `live` is told, `{"command" | "systemd" and "action" | "http" | "triton", "timeout_s"}`).
     """
 
     unit: str
@@ -295,6 +295,7 @@ CODES = {
     "external_data": "the model points to data outside its bundle",
     "corrupt": "a file of the folder does not match its seal",
     "hook_failed": "the owner's hook failed after `live` was moved; the trial is over",
+    "hook_away": "what the hook speaks to does not answer; nothing was changed",
     "no_trial": "the unit has no trial of that generation",
     "lease_lapsed": "the lease of that generation has lapsed",
     "not_promotable": "the worker is a twin, or not ready",

@@ -107,6 +107,12 @@ class Hooks(Protocol):
     async def run(self, hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
         """Run the owner's hook; what is wrong, or "" when it went well. Bounded by the hook's `timeout_s`."""
 
+    async def lost(self, hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+        """Why what was told no longer holds (the server has forgotten it), or ""."""
+
+    async def away(self, hook: Mapping[str, Any]) -> str:
+        """Why it would be no use to run it now (the server does not answer), or ""."""
+
 
 class Clock(Protocol):
     """Time."""

@@ -34,6 +34,7 @@ class Seat:
     following: asyncio.Task[str] | None = None  # the run of the hook after the newest move of `live`
     hook_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     hook_trouble: str = ""
+    watching: asyncio.Task[str] | None = None  # looks whether what was told still holds
     hook_again: asyncio.Task[str] | None = None  # waits to try it again
     trouble: str = ""  # what kept the confirmed release from starting
 

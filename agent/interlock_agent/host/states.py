@@ -197,7 +197,7 @@ class Died(Event):
 
 @dataclass(frozen=True)
 class Broke(Event):
-    """The disk refused an effect of a `Promote` after the trial was recorded."""
+    """The disk refused an effect of a `Promote` after the trial was recorded, or what the hook told no longer holds."""
 
     reason: str
 

@@ -104,9 +104,10 @@ async def promote(step: Step) -> Happened:
         happened = read_status(step, await unit_status(step))
         if happened.event is not Event.CANDIDATE_HERE:
             return happened
-        if error.code != "io":
+        if error.code not in ("io", "hook_away"):
             return Happened(Event.GONE, reason=error.code)
-        await step.ports.clock.sleep(HOST_AWAY_S)  # its disk refused the record: no fault of the release, no try spent
+        # Its disk refused the record, or Triton is down: no fault of the release, no try spent.
+        await step.ports.clock.sleep(HOST_AWAY_S)
         return await promote(step)
     return Happened(Event.PROMOTED, data={"swap_ms": answer["swap_ms"], "cut": answer["cut"]})
 

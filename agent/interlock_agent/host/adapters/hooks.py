@@ -14,15 +14,14 @@ import http.client
 import json
 import os
 import signal
-import socket
-import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
+from interlock_agent.host.adapters import triton
+from interlock_agent.host.asking import WORDS_BYTES, Asking, in_thread
 from interlock_agent.host.children import PASSED, PASSED_PREFIXES, how_it_ended
 
-WORDS_BYTES = 2000  # of what a failing hook said
 SYSTEMCTL = ("systemctl", "--no-ask-password")
 
 
@@ -34,7 +33,9 @@ class OwnersHooks:
         timeout_s = float(hook["timeout_s"])
         try:
             if hook.get("http"):
-                return await _post(str(hook["http"]), facts, timeout_s)
+                return await in_thread(partial(_post, str(hook["http"]), facts), timeout_s)
+            if hook.get("triton"):
+                return await in_thread(partial(triton.tell, hook["triton"], facts), timeout_s)
             command = [str(word) for word in hook.get("command") or ()]
             if hook.get("systemd"):
                 command = [*SYSTEMCTL, str(hook["action"]), str(hook["systemd"])]
@@ -43,6 +44,24 @@ class OwnersHooks:
             return f"no answer within {timeout_s:g} s"
         except (OSError, ValueError, http.client.HTTPException) as failed:
             return str(failed) or type(failed).__name__
+
+    async def lost(self, hook: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+        """What is no longer as it was told, or "". Only a server that loads by itself can tell."""
+        if not hook.get("triton"):
+            return ""
+        try:
+            return await in_thread(partial(triton.lost, hook["triton"], facts), triton.LOOK_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            return f"no answer within {triton.LOOK_TIMEOUT_S:g} s"
+
+    async def away(self, hook: Mapping[str, Any]) -> str:
+        """Why it would be no use to tell it anything now, or "" when it can be told, or nobody knows."""
+        if not hook.get("triton"):
+            return ""
+        try:
+            return await in_thread(partial(triton.away, hook["triton"]), triton.LOOK_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            return f"Triton does not answer within {triton.LOOK_TIMEOUT_S:g} s"
 
     @staticmethod
     async def _command(command: list[str], facts: Mapping[str, str], timeout_s: float) -> str:
@@ -71,51 +90,7 @@ class OwnersHooks:
         return f"{how_it_ended(process.returncode or 0)}: {words or 'it said nothing'}" if process.returncode else ""
 
 
-async def _post(url: str, facts: Mapping[str, str], timeout_s: float) -> str:
-    """In a thread of its own: the loop's few are what the host's records are written by. Its socket ends with the time,
-    and so does the thread."""
-    loop = asyncio.get_running_loop()
-    answered: asyncio.Future[str] = loop.create_future()
-    sockets: list[socket.socket] = []
-    over = threading.Event()
-
-    def work() -> None:
-        try:
-            said = _ask(url, facts, timeout_s, sockets, over)
-        except (OSError, ValueError, http.client.HTTPException) as failed:
-            said = str(failed) or type(failed).__name__
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(said))
-
-    threading.Thread(target=work, name="hook", daemon=True).start()
-    try:
-        return await asyncio.wait_for(answered, timeout_s)
-    finally:
-        over.set()
-        for one in sockets:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-
-def _ask(
-    url: str, facts: Mapping[str, str], timeout_s: float, sockets: list[socket.socket], over: threading.Event
-) -> str:
-    """Blocks; bounded by `timeout_s` for each step. Nothing is asked when it is `over`: another may have been told."""
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.netloc, timeout=timeout_s)
-    try:
-        connection.connect()
-        sockets.append(connection.sock)
-        if over.is_set():
-            return ""
-        body = json.dumps({name.lower(): value for name, value in facts.items()})
-        path = parts.path or "/"
-        connection.request(
-            "POST", f"{path}?{parts.query}" if parts.query else path, body, {"Content-Type": "application/json"}
-        )
-        answer = connection.getresponse()
-        words = answer.read(WORDS_BYTES).decode(errors="replace").strip()
-        return "" if 200 <= answer.status < 300 else f"HTTP {answer.status}: {words}"
-    finally:
-        connection.close()
+def _post(url: str, facts: Mapping[str, str], asking: Asking) -> str:
+    body = json.dumps({name.lower(): value for name, value in facts.items()})
+    status, words = asking.ask("POST", url, body)
+    return "" if 200 <= status < 300 else f"HTTP {status}: {words}"

@@ -43,7 +43,9 @@ MODEL = inference.Model("m", "1.0.0", names.served(Plain(), SERVE), frozenset())
 
 
 def ask(*inputs: dict[str, Any], **more: Any) -> dict[str, Any]:
-    answer = inference.infer(MODEL, bytearray(json.dumps({"inputs": inputs, **more}).encode()), NO_HEADER)
+    answer = inference.infer(
+        MODEL, bytearray(json.dumps({"inputs": inputs, **more}).encode()), NO_HEADER, inference.Asker()
+    )
     return dict(json.loads(bytes(answer.body[0])))
 
 

@@ -38,7 +38,7 @@ async def test_what_is_told_about_server_and_model(rig: Rig) -> None:
             reply = await c.ask(request(path, method="GET"))
             return reply.status, reply.json()
 
-        assert (await get("/v2"))[1]["extensions"] == ["binary_tensor_data"]
+        assert (await get("/v2"))[1]["extensions"] == ["binary_tensor_data", "system_shared_memory"]
         assert await get("/v2/health/live") == (200, {"live": True})
         assert await get("/v2/health/ready") == (200, {"ready": True})
         assert await get("/v2/models/filetype/ready") == (200, {"name": "filetype", "ready": True})
@@ -116,7 +116,8 @@ BAD = [
     (inputs({k: v for k, v in tensor().items() if k != "data"}), "missing_data"),
     (inputs(tensor(parameters=7)), "bad_request"),
     (inputs(tensor(parameters={"binary_data_size": 4})), "bad_request"),
-    (inputs(tensor(parameters={"shared_memory_region": "x"})), "unsupported_parameter"),
+    (inputs(tensor(parameters={"shared_memory_region": "x"})), "bad_request"),
+    (inputs(tensor(parameters={"classification": 3})), "unsupported_parameter"),
     (inputs(tensor(), id=7), "bad_request"),
     (inputs(tensor(), outputs="y"), "bad_request"),
     (inputs(tensor(), outputs=[{}]), "bad_request"),

@@ -22,7 +22,7 @@ def test_every_setting_is_described_with_its_default() -> None:
 
 def test_every_code_of_the_inference_api_is_described() -> None:
     sources = [*(HOST / "front").glob("*.py"), *(HOST / "worker").rglob("*.py")]
-    calls = r'(?:BadRequest|Malformed|_error)\(\s*\d+,\s*"([a-z_]+)"'
+    calls = r'(?:BadRequest|Malformed|Refused|_error)\(\s*\d+,\s*"([a-z_]+)"'
     codes = {code for path in sources for code in re.findall(calls, path.read_text())}
     router = (HOST / "front" / "router.py").read_text()
     codes |= set(re.findall(r'"(no_live_worker|overloaded|poison_request|non_finite_output)"', router))

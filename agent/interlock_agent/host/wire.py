@@ -5,6 +5,10 @@ Rules of the file:
 - Front -> worker, over a Unix stream socket, one request at a time a connection: `REQUEST` header, version (UTF-8),
   body. Worker -> front: `ANSWER` header, body. Integers are big-endian. Bodies pass as they came: the front does not
   parse them. As many connections as the worker has threads; the front queues the rest.
+- Memory that applications share: `OP_HOLD` gives the worker a region, with its descriptor beside one more byte,
+  `OP_DROP` takes it away. A worker reads regions, and never writes into one: what belongs there comes with the answer
+  (`writes` times `WRITE`, their data, then the body), and the front writes it. So nothing of a worker that was given
+  up, and computes on, ever reaches an application's memory.
 - Host <-> front and host <-> worker, over a socket pair that the child inherits: JSON frames, 4-byte length and a
   UTF-8 object, as on the control socket. The end of that stream is the end of the child.
 """
@@ -16,15 +20,21 @@ import socket
 import struct
 from typing import Any
 
-# op, length of the version, length of the JSON part (NO_HEADER: all of the body), length of the body
-REQUEST = struct.Struct(">BHIQ")
-# HTTP status, flags, length of the JSON part (NO_HEADER: all of the body), length of the body
-ANSWER = struct.Struct(">HBIQ")
+# op, user who asks (NO_USER: not known), length of the version, length of the JSON part (NO_HEADER: all of the body),
+# length of the body
+REQUEST = struct.Struct(">BIHIQ")
+# HTTP status, flags, writes, length of the JSON part (NO_HEADER: all of the body), length of all that follows
+ANSWER = struct.Struct(">HBHIQ")
+WRITE = struct.Struct(">QQQ")  # a region's number, offset within it, length
+REGION = struct.Struct(">QQQ")  # number, offset within the file, length; the body of OP_HOLD, then the name (UTF-8)
 NO_HEADER = 0xFFFFFFFF
+NO_USER = 0xFFFFFFFF  # (uid_t) -1, nobody's
 
 OP_INFER = 1
 OP_METADATA = 2
 OP_READY = 3
+OP_HOLD = 4
+OP_DROP = 5
 
 FLAG_NON_FINITE = 1  # the answer holds NaN or Inf where the signature does not allow it
 

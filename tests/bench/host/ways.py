@@ -119,12 +119,12 @@ def _worker(bed: Bed) -> Iterator[Ask]:
     body, header = bed.binary()
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
         connection.connect(str(bed.worker))
-        head = wire.REQUEST.pack(wire.OP_INFER, 0, header, len(body))
+        head = wire.REQUEST.pack(wire.OP_INFER, wire.NO_USER, 0, header, len(body))
 
         def ask() -> None:
             connection.sendall(head)
             connection.sendall(body)
-            status, _, length, size = wire.ANSWER.unpack(wire.read_exactly(connection, wire.ANSWER.size))
+            status, _, _, length, size = wire.ANSWER.unpack(wire.read_exactly(connection, wire.ANSWER.size))
             data = wire.read_exactly(connection, size)
             if status != 200:
                 raise AssertionError(f"{status}: {bytes(data[:200])!r}")

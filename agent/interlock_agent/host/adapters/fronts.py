@@ -41,6 +41,7 @@ class Front:
     limits: dict[str, Any]
     child: Child | None = None
     order: dict[str, Any] = field(default_factory=dict)
+    regions: list[dict[str, Any]] = field(default_factory=list)  # memory that applications registered
     waiting: dict[tuple[int, str], asyncio.Future[Any]] = field(default_factory=dict)
     number: int = 0
     up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -91,7 +92,7 @@ class ProcessFronts:
                 log.error("unit=%s the front does not start: %s", front.unit, failure)
                 await asyncio.sleep(RESTART_PAUSE_S)
                 continue
-            child.send({"setup": {"unit": front.unit, "limits": front.limits}})
+            child.send({"setup": {"unit": front.unit, "limits": front.limits, "regions": front.regions}})
             if front.order:
                 front.number += 1
                 child.send({"n": front.number, "serve": {**front.order, "drain_s": 0.0}})
@@ -123,6 +124,8 @@ class ProcessFronts:
                 task.add_done_callback(self._reports.discard)
             elif "counters" in said:
                 self._counted(front.unit, said["counters"]["worker"], said["counters"]["counters"])
+            elif "regions" in said:
+                front.regions = said["regions"]
             elif "re" in said:
                 for kind in ("switched", "drained", "settled", "stopped"):
                     future = front.waiting.pop((said["re"], kind), None) if kind in said else None

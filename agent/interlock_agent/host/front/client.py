@@ -14,9 +14,12 @@ import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from interlock_agent.host.front import peers
 from interlock_agent.host.front.http import Malformed, Parser, Request
+from interlock_agent.host.front.memory import Refused
+from interlock_agent.host.front.routes import Sharing
 from interlock_agent.host.front.upstream import Exchange
-from interlock_agent.host.wire import NO_HEADER
+from interlock_agent.host.wire import NO_HEADER, NO_USER
 
 if TYPE_CHECKING:
     from interlock_agent.host.front.service import Service
@@ -50,6 +53,7 @@ class Client(asyncio.Protocol):
         "_request_old",
         "_service",
         "_transport",
+        "_user",
     )
 
     def __init__(self, service: Service) -> None:
@@ -63,6 +67,7 @@ class Client(asyncio.Protocol):
         self._eof = False
         self._paused_writing = self._paused_reading = False
         self._progress = 0.0  # loop time of the last byte
+        self._user: int | None = None  # whose process it is, once that was asked
         self._deaf = False  # what still comes is dropped
         self._deadline = 0.0  # loop time at which the connection is cut, 0: it is not
 
@@ -146,16 +151,31 @@ class Client(asyncio.Protocol):
             status, document, extra = routed
             self._respond(status, extra + _JSON, json.dumps(document).encode())
             return
-        self._exchange = Exchange(
-            self, routed.op, routed.version, routed.header_length, request.body, self._service.now()
-        )
-        self._service.router.submit(self._exchange)
+        service, now = self._service, self._service.now()
+        if isinstance(routed, Sharing):
+            self._exchange = Exchange(self, 0, b"", NO_HEADER, b"", now, self._who())
+            service.share(self._exchange, routed)
+            return
+        user = self._who() if service.memory else NO_USER
+        self._exchange = Exchange(self, routed.op, routed.version, routed.header_length, request.body, now, user)
+        service.router.submit(self._exchange)
+
+    def _who(self) -> int:
+        if self._user is None and self._transport:
+            self._user = peers.user(self._transport.get_extra_info("socket"))
+        return NO_USER if self._user is None else self._user
 
     # --- answers --------------------------------------------------------------------------------------------------
 
     def answer(self, exchange: Exchange, status: int, head: bytes, header: int, body: Any) -> None:
-        """The router has an answer of a worker. `head`: headers that name the release."""
+        """There is an answer. `head`: headers that name the release. What belongs into shared memory is there first."""
         if exchange is not self._exchange:
+            return
+        try:
+            for number, offset, data in exchange.writes:
+                self._service.memory.write(exchange.user, number, offset, data)
+        except Refused as refused:
+            self.fail(exchange, refused.status, refused.code, refused.message)
             return
         self._exchange = None
         kind = _JSON if header == NO_HEADER else _BINARY + b"%d\r\n" % header

@@ -7,6 +7,7 @@ Rules of the file:
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -15,6 +16,8 @@ from interlock_agent.host.front.http import Request
 from interlock_agent.host.wire import NO_HEADER, OP_INFER, OP_METADATA, OP_READY
 
 MAX_VERSION_BYTES = 256
+MAX_SHARING_BYTES = 16 * 1024  # of the JSON that registers a region
+EXTENSIONS = ["binary_tensor_data", "system_shared_memory"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,15 @@ class Operation:
     op: int
     version: bytes  # "" when the client named none
     header_length: int
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Something about memory that is shared: `status`, `register` or `unregister`, of one region or (None) of all."""
+
+    verb: bytes
+    name: str | None
+    document: dict[str, Any]
 
 
 Reply = tuple[int, dict[str, Any], bytes]  # status, document, extra headers
@@ -41,14 +53,14 @@ _MODEL: dict[tuple[bytes, ...], tuple[bytes, int]] = {
 }
 
 
-def route(request: Request, model: str, version: str, ready: bool) -> Operation | Reply:
+def route(request: Request, model: str, version: str, ready: bool) -> Operation | Sharing | Reply:
     """What a request asks for. `ready`: a worker is live; `version`: of this program."""
     path = request.target.split(b"?", 1)[0]
     parts = tuple(unquote_to_bytes(part) for part in path.strip(b"/").split(b"/"))
     if parts[0] != b"v2" or (len(parts) == 2 and parts[1] not in (b"health", b"models")):
         return _error(404, "not_found", "no such path; the API begins at /v2")
     server: dict[tuple[bytes, ...], Reply] = {
-        (b"v2",): (200, {"name": "interlock", "version": version, "extensions": ["binary_tensor_data"]}, b""),
+        (b"v2",): (200, {"name": "interlock", "version": version, "extensions": EXTENSIONS}, b""),
         (b"v2", b"health", b"live"): (200, {"live": True}, b""),
         (b"v2", b"health", b"ready"): (
             200 if ready else 503,
@@ -58,6 +70,8 @@ def route(request: Request, model: str, version: str, ready: bool) -> Operation 
     }
     if parts in server:
         return server[parts] if request.method == b"GET" else _not_allowed(b"GET")
+    if parts[1:2] == (b"systemsharedmemory",):
+        return _sharing(request, parts[2:])
     if len(parts) < 3 or parts[1] != b"models":
         return _error(404, "not_found", "no such path")
     if parts[2] != model.encode():
@@ -76,6 +90,32 @@ def route(request: Request, model: str, version: str, ready: bool) -> Operation 
     if op == OP_READY and not ready:
         return 503, {"name": model, "ready": False}, b"Retry-After: 1\r\n"
     return _operation(request, op, asked)
+
+
+def _sharing(request: Request, parts: tuple[bytes, ...]) -> Sharing | Reply:
+    name: str | None = None
+    if len(parts) == 3 and parts[0] == b"region":
+        try:
+            name = parts[1].decode()
+        except UnicodeDecodeError:
+            return _error(400, "bad_region", "a region's name is UTF-8")
+        parts = parts[2:]
+    methods = {b"status": b"GET", b"unregister": b"POST", **({} if name is None else {b"register": b"POST"})}
+    if len(parts) != 1 or parts[0] not in methods:
+        return _error(404, "not_found", "no such path")
+    if request.method != methods[parts[0]]:
+        return _not_allowed(methods[parts[0]])
+    document: Any = {}
+    if parts[0] == b"register":
+        if len(request.body) > MAX_SHARING_BYTES:
+            return _error(413, "body_too_large", f"what registers a region has {MAX_SHARING_BYTES} bytes at most")
+        try:
+            document = json.loads(bytes(request.body))
+        except (ValueError, RecursionError):
+            return _error(400, "bad_json", "the body is no JSON")
+        if not isinstance(document, dict):
+            return _error(400, "bad_request", "the body is not a JSON object")
+    return Sharing(parts[0], name, document)
 
 
 def _not_allowed(method: bytes) -> Reply:

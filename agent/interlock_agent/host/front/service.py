@@ -10,6 +10,7 @@ Rules of the file:
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import sys
@@ -19,9 +20,11 @@ from interlock_agent import __version__
 from interlock_agent.host.front import routes
 from interlock_agent.host.front.client import Client
 from interlock_agent.host.front.http import Request
+from interlock_agent.host.front.memory import Memory, Refused
 from interlock_agent.host.front.router import ANSWER_S, NO_WORKER_S, Draining, Router
-from interlock_agent.host.front.upstream import Upstream
-from interlock_agent.host.wire import LENGTH, MAX_BODY_BYTES, MAX_DOCUMENT_BYTES, decode, encode
+from interlock_agent.host.front.sharing import Channel
+from interlock_agent.host.front.upstream import Exchange, Upstream
+from interlock_agent.host.wire import LENGTH, MAX_BODY_BYTES, MAX_DOCUMENT_BYTES, NO_HEADER, decode, encode
 
 REPORT_EVERY_S = 0.1
 SWEEP_EVERY_S = 0.5
@@ -40,6 +43,7 @@ class Service:
         self._unit = ""
         self.max_body = MAX_BODY_BYTES
         self.stopping = False
+        self.memory = Memory()
         self._known: dict[str, Upstream] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._writer: asyncio.StreamWriter
@@ -53,6 +57,7 @@ class Service:
         self._unit = str(setup["unit"])
         limits = setup.get("limits") or {}
         self.max_body = int(limits.get("max_body_bytes") or MAX_BODY_BYTES)
+        self.memory.restore(setup.get("regions") or [])
         self.router = Router(
             self._report,
             float(limits.get("answer_timeout_s") or ANSWER_S),
@@ -97,9 +102,36 @@ class Service:
         """It has gone."""
         self._clients.discard(client)
 
-    def route(self, request: Request) -> routes.Operation | routes.Reply:
+    def route(self, request: Request) -> routes.Operation | routes.Sharing | routes.Reply:
         """What a request asks for."""
         return routes.route(request, self._unit, __version__, self.router.live is not None)
+
+    def share(self, exchange: Exchange, asked: routes.Sharing) -> None:
+        """Register or end regions, or tell of them; answered when it holds, in every worker too."""
+        user, name, changed, told = exchange.user, asked.name, False, list[dict[str, Any]]()
+        try:
+            if asked.verb == b"status":
+                told = self.memory.status(user, name)
+            elif asked.verb == b"unregister" or name is None:
+                self.memory.unregister(user, name)
+                changed = True
+            else:
+                key, start, size = (asked.document.get(field) for field in ("key", "offset", "byte_size"))
+                changed = self.memory.register(user, name, key, 0 if start is None else start, size)
+        except Refused as refused:
+            exchange.client.fail(exchange, refused.status, refused.code, refused.message)
+            return
+        answer = json.dumps(told if asked.verb == b"status" else {}).encode()
+        if not changed:
+            exchange.client.answer(exchange, 200, b"", NO_HEADER, answer)
+            return
+        self._send({"regions": [region.kept() for region in self.memory]})
+        task = self._loop.create_task(self._tell(exchange, answer))
+        task.add_done_callback(lambda done: done.exception())
+
+    async def _tell(self, exchange: Exchange, answer: bytes) -> None:
+        await asyncio.gather(*(upstream.share() for upstream in self._known.values()))
+        exchange.client.answer(exchange, 200, b"", NO_HEADER, answer)
 
     # --- the host -----------------------------------------------------------------------------------------------------
 
@@ -158,9 +190,13 @@ class Service:
             order["path"],
             int(order["connections"]),
             self.router,
+            Channel(order["path"], self.memory),
         )
         await upstream.connect()
-        self._known[upstream.worker] = upstream
+        self._known[upstream.worker] = upstream  # what is registered from now on, it is told too
+        await upstream.share()
+        if upstream.dead:
+            raise OSError("it ended at once")
         return upstream
 
     def _forget(self) -> None:

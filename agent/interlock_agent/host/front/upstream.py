@@ -12,7 +12,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from interlock_agent.host.wire import ANSWER, MAX_ANSWER_BYTES, REQUEST
+from interlock_agent.host.front.sharing import Channel
+from interlock_agent.host.wire import ANSWER, MAX_ANSWER_BYTES, NO_USER, REQUEST, WRITE
 
 if TYPE_CHECKING:
     from interlock_agent.host.front.client import Client
@@ -30,6 +31,8 @@ class Exchange:
     header_length: int  # of the JSON part of the body, NO_HEADER when that is all of it
     body: bytes | bytearray
     arrived: float  # loop time
+    user: int = NO_USER  # who asks, as far as memory is shared
+    writes: list[tuple[int, int, memoryview]] = field(default_factory=list)  # of its answer: region, offset, data
     deaths: int = 0  # workers that died with it inside
     avoid: Upstream | None = None  # gave a bad answer to it
     sent: float = 0.0
@@ -56,6 +59,7 @@ class Upstream:
     path: str
     connections: int
     listener: Listener
+    channel: Channel
     idle: list[Connection] = field(default_factory=list)
     busy: dict[Exchange, Connection] = field(default_factory=dict)
     dead: bool = False
@@ -71,6 +75,13 @@ class Upstream:
         """Open all connections. Raises OSError."""
         for _ in range(min(self.connections, MAX_CONNECTIONS)):
             await self._connect_one()
+
+    async def share(self) -> None:
+        """The worker holds what is registered; one that cannot be told is lost."""
+        try:
+            await self.channel.sync()
+        except (OSError, asyncio.TimeoutError) as error:
+            self.lost(f"memory cannot be shared with it: {error!r}")
 
     async def _connect_one(self) -> None:
         loop = asyncio.get_running_loop()
@@ -106,6 +117,7 @@ class Upstream:
     def close(self) -> None:
         """The worker is no longer needed."""
         self.closed = True
+        self.channel.close()
         for connection in [*self.idle, *self.busy.values()]:
             connection.close()
         self.idle.clear()
@@ -116,6 +128,7 @@ class Upstream:
         if self.closed or self.dead:
             return
         self.dead = True
+        self.channel.close()
         for connection in [*self.idle, *self.busy.values()]:
             connection.close()
         self.idle.clear()
@@ -130,7 +143,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._buffer = bytearray()
         self._need = ANSWER.size
-        self._answer: tuple[int, int, int, int] | None = None
+        self._answer: tuple[int, int, int, int, int] | None = None
         self._closing = False
         self._transport: asyncio.Transport
 
@@ -142,7 +155,8 @@ class Connection(asyncio.Protocol):
         """One request."""
         self._exchange = exchange
         size = len(exchange.body)
-        head = REQUEST.pack(exchange.op, len(exchange.version), exchange.header_length, size) + exchange.version
+        version = exchange.version
+        head = REQUEST.pack(exchange.op, exchange.user, len(version), exchange.header_length, size) + version
         if size <= 16384:
             self._transport.write(head + exchange.body)
         else:
@@ -157,19 +171,25 @@ class Connection(asyncio.Protocol):
             return
         if self._answer is None:
             self._answer = ANSWER.unpack_from(buffer)
-            self._need = ANSWER.size + self._answer[3]
-            if self._exchange is None or self._answer[3] > MAX_ANSWER_BYTES:
+            self._need = ANSWER.size + self._answer[4]
+            if self._exchange is None or self._answer[4] > MAX_ANSWER_BYTES:
                 self._upstream.lost("it spoke nonsense")
                 return
             if len(buffer) < self._need:
                 return
-        status, flags, header, _ = self._answer
+        status, flags, writes, header, _ = self._answer
         exchange, upstream = self._exchange, self._upstream
+        body = memoryview(buffer)[ANSWER.size :]
         self._buffer, self._need, self._answer, self._exchange = bytearray(), ANSWER.size, None, None
         if exchange is None or upstream.busy.pop(exchange, None) is None:
             return
+        try:
+            exchange.writes, body = _writes(writes, body)
+        except ValueError as nonsense:
+            upstream.lost(str(nonsense))
+            return
         upstream.idle.append(self)
-        upstream.listener.answered(upstream, exchange, status, flags, header, memoryview(buffer)[ANSWER.size :])
+        upstream.listener.answered(upstream, exchange, status, flags, header, body)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Asyncio's."""
@@ -180,3 +200,17 @@ class Connection(asyncio.Protocol):
         """Ours; not a death."""
         self._closing = True
         self._transport.abort()
+
+
+def _writes(count: int, body: memoryview) -> tuple[list[tuple[int, int, memoryview]], memoryview]:
+    """What an answer wants in shared memory, and the rest of it. Raises ValueError."""
+    if count * WRITE.size > len(body):
+        raise ValueError("it spoke nonsense")
+    table, body = WRITE.iter_unpack(body[: count * WRITE.size]), body[count * WRITE.size :]
+    writes = []
+    for number, offset, length in table:
+        if length > len(body):
+            raise ValueError("it spoke nonsense")
+        writes.append((number, offset, body[:length]))
+        body = body[length:]
+    return writes, body

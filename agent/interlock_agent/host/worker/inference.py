@@ -4,22 +4,25 @@ Rules of the file:
 - What the client got wrong is a `BadRequest`; nothing reaches the runtime that does not fit the model.
 - The body's JSON part and binary parts are told apart by the length that the front passes on.
 - The check for NaN and Inf is one pass over each float output; what it finds is told beside the answer.
+- Memory that is shared is read here, and written by the front: see `wire`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from interlock_agent.host.wire import NO_HEADER
+from interlock_agent.host.wire import MAX_ANSWER_BYTES, NO_HEADER, NO_USER
 from interlock_agent.host.worker import tensors
 from interlock_agent.host.worker.errors import BadRequest
+from interlock_agent.host.worker.memory import Region, Regions
 
 MAX_TENSORS = 256
 MAX_ID_BYTES = 1024
+MAX_SHARED_BYTES = MAX_ANSWER_BYTES  # that one request may read out of shared memory: it is copied
 
 
 class Backend(Protocol):
@@ -35,12 +38,32 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """`header`: length of the JSON part, NO_HEADER when that is all."""
+    """`header`: length of the JSON part, NO_HEADER when that is all. `writes`: a region's number, offset, data."""
 
     status: int
     header: int
     body: list[bytes | memoryview]
     non_finite: bool = False
+    writes: list[tuple[int, int, bytes | memoryview]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Whose request it is, and the memory that may be named in it."""
+
+    user: int = NO_USER
+    regions: Regions = field(default_factory=Regions)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An output, and where it goes: into the JSON, behind it, or into shared memory (from `offset`, `size` bytes)."""
+
+    name: str
+    binary: bool
+    region: Region | None = None
+    offset: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,16 +96,16 @@ def error(failure: BadRequest) -> Answer:
     return Answer(failure.status, NO_HEADER, [body])
 
 
-def infer(model: Model, body: bytearray, header: int) -> Answer:
+def infer(model: Model, body: bytearray, header: int, asker: Asker) -> Answer:
     """Answer one request. Raises BadRequest."""
     size = len(body) if header == NO_HEADER else header
     document = _parse(bytes(memoryview(body)[:size]))
     identity = document.get("id")
     if identity is not None and (not isinstance(identity, str) or len(identity) > MAX_ID_BYTES):
         raise BadRequest(400, "bad_request", "id is not a (short) string")
-    feeds = _inputs(model, document, memoryview(body)[size:])
-    wanted = _outputs(model, document)
-    arrays = model.backend.run([name for name, _ in wanted], feeds)
+    wanted = _outputs(model, document, asker)
+    feeds = _inputs(model, document, memoryview(body)[size:], asker)
+    arrays = model.backend.run([output.name for output in wanted], feeds)
     return _answer(model, identity, wanted, arrays)
 
 
@@ -106,19 +129,18 @@ def _parameters(holder: dict[str, Any], where: str) -> dict[str, Any]:
     parameters = holder.get("parameters", {})
     if not isinstance(parameters, dict):
         raise BadRequest(400, "bad_request", f"{where}: parameters is not an object")
-    for name in ("shared_memory_region", "classification"):
-        if parameters.get(name):
-            raise BadRequest(400, "unsupported_parameter", f"{where}: {name} is not supported")
+    if parameters.get("classification"):
+        raise BadRequest(400, "unsupported_parameter", f"{where}: classification is not supported")
     return parameters
 
 
-def _inputs(model: Model, document: dict[str, Any], binary: memoryview) -> dict[str, Any]:
+def _inputs(model: Model, document: dict[str, Any], binary: memoryview, asker: Asker) -> dict[str, Any]:
     listed = document.get("inputs")
     if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
         raise BadRequest(400, "bad_request", "inputs is not a list of tensors")
     expected = {entry["name"]: entry for entry in model.backend.inputs}
     feeds: dict[str, Any] = {}
-    offset = 0
+    offset = shared = 0
     for tensor in listed:
         if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
             raise BadRequest(400, "bad_request", "an input is not an object with a name")
@@ -127,8 +149,12 @@ def _inputs(model: Model, document: dict[str, Any], binary: memoryview) -> dict[
             raise BadRequest(400, "unknown_input", f"no input {name[:100]!r}; the model takes {sorted(expected)}")
         if name in feeds:
             raise BadRequest(400, "duplicate_input", f"input {name!r} is there twice")
-        size = _parameters(tensor, f"input {name!r}").get("binary_data_size")
-        feeds[name], used = _input(tensor, expected[name], size, binary[offset:])
+        parameters = _parameters(tensor, f"input {name!r}")
+        if parameters.get("shared_memory_region") is not None:
+            feeds[name], used = _shared(tensor, expected[name], parameters, asker, MAX_SHARED_BYTES - shared)
+            shared += used
+            continue
+        feeds[name], used = _input(tensor, expected[name], parameters.get("binary_data_size"), binary[offset:])
         offset += used
     missing = [name for name, entry in expected.items() if name not in feeds and not entry.get("optional")]
     if missing:
@@ -138,13 +164,32 @@ def _inputs(model: Model, document: dict[str, Any], binary: memoryview) -> dict[
     return feeds
 
 
-def _input(tensor: dict[str, Any], expected: dict[str, Any], size: Any, binary: memoryview) -> tuple[Any, int]:
+def _kind(tensor: dict[str, Any], expected: dict[str, Any]) -> tuple[str, str, tuple[int, ...]]:
+    """Name, dtype and shape, which fit the model."""
     name, dtype = expected["name"], expected["dtype"]
     if tensor.get("datatype") != dtype:
         raise BadRequest(400, "wrong_dtype", f"input {name!r}: datatype {tensor.get('datatype')!r}, it takes {dtype}")
-    if dtype not in tensors.DTYPES:
-        raise BadRequest(400, "unsupported_dtype", f"input {name!r}: {dtype} cannot be passed")
-    shape = tensors.check_shape(name, tensor.get("shape"), expected["shape"])
+    return name, dtype, tensors.check_shape(name, tensor.get("shape"), expected["shape"])
+
+
+def _shared(
+    tensor: dict[str, Any], expected: dict[str, Any], parameters: dict[str, Any], asker: Asker, left: int
+) -> tuple[Any, int]:
+    name, dtype, shape = _kind(tensor, expected)
+    where = f"input {name!r}"
+    if "data" in tensor or "binary_data_size" in parameters:
+        raise BadRequest(400, "bad_request", f"{where} is in shared memory, and has data beside")
+    region = asker.regions.find(asker.user, parameters["shared_memory_region"], where)
+    wanted = parameters.get("shared_memory_offset"), parameters.get("shared_memory_byte_size")
+    offset, size = region.within(where, *wanted)
+    tensors.check_length(name, size, dtype, shape)
+    if size > left:
+        raise BadRequest(413, "body_too_large", f"more than {MAX_SHARED_BYTES} bytes of shared memory in one request")
+    return tensors.from_bytes(name, region.read(where, offset, size), dtype, shape), size
+
+
+def _input(tensor: dict[str, Any], expected: dict[str, Any], size: Any, binary: memoryview) -> tuple[Any, int]:
+    name, dtype, shape = _kind(tensor, expected)
     if size is None:
         if "data" not in tensor:
             raise BadRequest(400, "missing_data", f"input {name!r} has no data")
@@ -156,16 +201,16 @@ def _input(tensor: dict[str, Any], expected: dict[str, Any], size: Any, binary: 
     return tensors.from_bytes(name, binary[:size], dtype, shape), size
 
 
-def _outputs(model: Model, document: dict[str, Any]) -> list[tuple[str, bool]]:
-    """Names that are wanted, and whether in binary."""
+def _outputs(model: Model, document: dict[str, Any], asker: Asker) -> list[Wanted]:
+    """What is wanted, in the order in which it was asked for."""
     all_binary = bool(_parameters(document, "the request").get("binary_data_output", False))
     listed = document.get("outputs")
     known = [entry["name"] for entry in model.backend.outputs]
     if not listed and listed in (None, []):
-        return [(name, all_binary) for name in known]
+        return [Wanted(name, all_binary) for name in known]
     if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
         raise BadRequest(400, "bad_request", "outputs is not a list")
-    wanted: dict[str, bool] = {}
+    wanted: dict[str, Wanted] = {}
     for output in listed:
         if not isinstance(output, dict) or not isinstance(output.get("name"), str):
             raise BadRequest(400, "bad_request", "an output is not an object with a name")
@@ -174,19 +219,34 @@ def _outputs(model: Model, document: dict[str, Any]) -> list[tuple[str, bool]]:
             raise BadRequest(400, "unknown_output", f"no output {name[:100]!r}; the model has {known}")
         if name in wanted:
             raise BadRequest(400, "duplicate_output", f"output {name!r} is asked for twice")
-        wanted[name] = bool(_parameters(output, f"output {name!r}").get("binary_data", all_binary))
-    return list(wanted.items())
+        wanted[name] = _wanted(name, _parameters(output, f"output {name!r}"), all_binary, asker)
+    return list(wanted.values())
 
 
-def _answer(model: Model, identity: str | None, wanted: list[tuple[str, bool]], arrays: list[Any]) -> Answer:
+def _wanted(name: str, parameters: dict[str, Any], all_binary: bool, asker: Asker) -> Wanted:
+    if parameters.get("shared_memory_region") is None:
+        return Wanted(name, bool(parameters.get("binary_data", all_binary)))
+    where = f"output {name!r}"
+    region = asker.regions.find(asker.user, parameters["shared_memory_region"], where)
+    asked = parameters.get("shared_memory_offset"), parameters.get("shared_memory_byte_size")
+    return Wanted(name, True, region, *region.within(where, *asked))
+
+
+def _answer(model: Model, identity: str | None, wanted: list[Wanted], arrays: list[Any]) -> Answer:
     dtypes = {entry["name"]: entry["dtype"] for entry in model.backend.outputs}
     outputs: list[dict[str, Any]] = []
     binary: list[bytes | memoryview] = []
-    for (name, as_bytes), array in zip(wanted, arrays):  # noqa: B905 - strict is 3.10's, and both have one length
+    writes: list[tuple[int, int, bytes | memoryview]] = []
+    for output, array in zip(wanted, arrays):  # noqa: B905 - strict is 3.10's, and both have one length
+        name = output.name
         if array.dtype.kind == "f" and name not in model.non_finite_allowed and not np.isfinite(array).all():
             return Answer(500, NO_HEADER, [b"{}"], non_finite=True)
         described: dict[str, Any] = {"name": name, "datatype": dtypes[name], "shape": list(array.shape)}
-        if as_bytes:
+        if output.region is not None:
+            data = tensors.to_bytes(array)
+            described["parameters"] = _into(output, output.region, len(data))
+            writes.append((output.region.number, output.offset, data))
+        elif output.binary:
             data = tensors.to_bytes(array)
             described["parameters"] = {"binary_data_size": len(data)}
             binary.append(data)
@@ -197,4 +257,16 @@ def _answer(model: Model, identity: str | None, wanted: list[tuple[str, bool]], 
     if identity is not None:
         document["id"] = identity
     head = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-    return Answer(200, len(head) if binary else NO_HEADER, [head, *binary])
+    return Answer(200, len(head) if binary else NO_HEADER, [head, *binary], writes=writes)
+
+
+def _into(output: Wanted, region: Region, length: int) -> dict[str, Any]:
+    """The parameters of an output in shared memory: where it is."""
+    if length > output.size:
+        message = f"output {output.name!r} has {length} bytes; {output.size} of region {region.name!r} were given to it"
+        raise BadRequest(400, "region_too_small", message)
+    return {
+        "shared_memory_region": region.name,
+        "shared_memory_offset": output.offset,
+        "shared_memory_byte_size": length,
+    }

@@ -21,15 +21,20 @@ from interlock_agent.host.wire import (
     FLAG_NON_FINITE,
     MAX_BODY_BYTES,
     NO_HEADER,
+    OP_DROP,
+    OP_HOLD,
     OP_INFER,
     OP_METADATA,
     OP_READY,
+    REGION,
     REQUEST,
+    WRITE,
     read_exactly,
 )
 from interlock_agent.host.worker import inference
 from interlock_agent.host.worker.errors import BadRequest
-from interlock_agent.host.worker.inference import Answer, Model
+from interlock_agent.host.worker.inference import Answer, Asker, Model
+from interlock_agent.host.worker.memory import Region, Regions
 
 BACKLOG = 128
 
@@ -41,6 +46,7 @@ class Serving:
         self._model = model
         self._metadata = json.dumps(model.metadata(platform)).encode()
         self._ready = json.dumps({"name": model.name, "ready": True}).encode()
+        self._regions = Regions()
 
     def listen(self, path: str) -> None:
         """Begin to serve on a Unix socket."""
@@ -60,23 +66,28 @@ class Serving:
     def _talk(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(EOFError, OSError):
             while True:
-                op, length, header, size = REQUEST.unpack(read_exactly(connection, REQUEST.size))
+                op, user, length, header, size = REQUEST.unpack(read_exactly(connection, REQUEST.size))
                 if size > 4 * MAX_BODY_BYTES:  # the front has a limit of its own; this one only bounds nonsense
                     return
                 version = read_exactly(connection, length)
                 body = read_exactly(connection, size)
-                answer = self.answer(op, bytes(version), header, body)
-                flags = FLAG_NON_FINITE if answer.non_finite else 0
-                total = sum(len(part) for part in answer.body)
-                head = ANSWER.pack(answer.status, flags, answer.header, total)
-                if total <= 16384:
-                    connection.sendall(b"".join((head, *answer.body)))
-                else:
-                    connection.sendall(head)
-                    for part in answer.body:
-                        connection.sendall(part)
+                if op in (OP_HOLD, OP_DROP):
+                    self._share(connection, op, user, body)
+                    continue
+                _send(connection, self.answer(op, bytes(version), header, body, user))
 
-    def answer(self, op: int, version: bytes, header: int, body: bytearray) -> Answer:
+    def _share(self, connection: socket.socket, op: int, user: int, body: bytearray) -> None:
+        """The front gives a region, or takes it away; answered, so that it knows when that holds."""
+        number, start, size = REGION.unpack_from(body)
+        name = body[REGION.size :].decode()
+        if op == OP_HOLD:
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+            self._regions.hold(user, Region(number, name, start, size, descriptors[0]))
+        else:
+            self._regions.drop(user, name, number)
+        connection.sendall(ANSWER.pack(200, 0, 0, NO_HEADER, 0))
+
+    def answer(self, op: int, version: bytes, header: int, body: bytearray, user: int) -> Answer:
         """The answer to one request; never raises."""
         try:
             if version and version != self._model.version.encode():
@@ -84,7 +95,7 @@ class Serving:
                 message = f"version {name!r} is not served; {self._model.version} is"
                 raise BadRequest(404, "unknown_version", message)
             if op == OP_INFER:
-                return inference.infer(self._model, body, header)
+                return inference.infer(self._model, body, header, Asker(user, self._regions))
             known = {OP_METADATA: self._metadata, OP_READY: self._ready}
             return Answer(200, NO_HEADER, [known[op]])
         except BadRequest as refused:
@@ -93,3 +104,16 @@ class Serving:
             traceback.print_exc(file=sys.stderr)
             text = f"{type(failure).__name__}: {failure}"[:500]
             return inference.error(BadRequest(500, "inference_failed", text))
+
+
+def _send(connection: socket.socket, answer: Answer) -> None:
+    table = b"".join(WRITE.pack(number, offset, len(data)) for number, offset, data in answer.writes)
+    parts = [table, *(data for _, _, data in answer.writes), *answer.body]
+    total = sum(map(len, parts))
+    flags = FLAG_NON_FINITE if answer.non_finite else 0
+    head = ANSWER.pack(answer.status, flags, len(answer.writes), answer.header, total)
+    if total <= 16384:
+        connection.sendall(b"".join((head, *parts)))
+        return
+    for part in (head, *parts):
+        connection.sendall(part)

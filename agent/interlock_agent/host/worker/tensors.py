@@ -46,17 +46,22 @@ def check_shape(name: str, shape: Any, expected: list[int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def check_length(name: str, size: int, dtype: str, shape: tuple[int, ...]) -> None:
+    """Whether so many bytes can be the tensor; of BYTES only its content tells. Raises BadRequest."""
+    if dtype == "BYTES":
+        return
+    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    if size != expected:
+        message = f"input {name!r}: {size} bytes for shape {list(shape)} of {dtype}, it takes {expected}"
+        raise BadRequest(400, "wrong_data_length", message)
+
+
 def from_bytes(name: str, data: memoryview, dtype: str, shape: tuple[int, ...]) -> Any:
     """An array over the bytes. Raises BadRequest when they are not exactly the tensor."""
-    count = math.prod(shape)
-    if dtype == "BYTES":
-        return _strings(name, data, count).reshape(shape)
+    check_length(name, len(data), dtype, shape)
     kind = DTYPES[dtype]
-    if len(data) != count * kind.itemsize:
-        message = (
-            f"input {name!r}: {len(data)} bytes for shape {list(shape)} of {dtype}, it takes {count * kind.itemsize}"
-        )
-        raise BadRequest(400, "wrong_data_length", message)
+    if dtype == "BYTES":
+        return _strings(name, data, math.prod(shape)).reshape(shape)
     if dtype == "BOOL":
         return (np.frombuffer(data, np.uint8) != 0).reshape(shape)
     return np.frombuffer(data, kind).reshape(shape)

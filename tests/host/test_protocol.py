@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from interlock_agent.host import messages
-from tests.host import clients, models
+from tests.host import clients
 from tests.host.clients import INFER, Connection, request
-from tests.host.rig import UNIT, Rig, running
+from tests.host.rig import Rig, running
 
 pytestmark = pytest.mark.e2e
 
@@ -234,84 +232,6 @@ async def test_a_foreign_client(rig: Rig) -> None:
             client.close()
 
     await asyncio.to_thread(talk)
-
-
-NUMBERS = {
-    "FP16": TensorProto.FLOAT16,
-    "FP64": TensorProto.DOUBLE,
-    "INT8": TensorProto.INT8,
-    "INT16": TensorProto.INT16,
-    "INT32": TensorProto.INT32,
-    "INT64": TensorProto.INT64,
-    "UINT8": TensorProto.UINT8,
-    "UINT16": TensorProto.UINT16,
-    "UINT32": TensorProto.UINT32,
-    "UINT64": TensorProto.UINT64,
-    "BOOL": TensorProto.BOOL,
-    "BYTES": TensorProto.STRING,
-}
-
-
-def every_dtype(path: Path) -> None:
-    """A model that hands an input of every dtype through."""
-    nodes, given, got = [], [], []
-    for name, kind in NUMBERS.items():
-        nodes.append(helper.make_node("Identity", [f"in_{name}"], [f"out_{name}"]))
-        given.append(helper.make_tensor_value_info(f"in_{name}", kind, ["N"]))
-        got.append(helper.make_tensor_value_info(f"out_{name}", kind, ["N"]))
-    graph = helper.make_graph(nodes, "all", given, got)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-
-
-async def test_every_dtype_in_json_and_in_bytes(rig: Rig) -> None:
-    import tritonclient.http as triton
-
-    folder = rig.state / "incoming" / "all"
-    folder.mkdir(parents=True)
-    every_dtype(folder / "model.onnx")
-    models.seal(folder, UNIT, "2.0.0", 2)
-    worker = (await rig.agent.order(messages.Load(UNIT, 2, str(folder), "candidate", {})))["worker"]
-    await asyncio.to_thread(rig._place, folder, "b")
-    await rig.agent.order(messages.Promote(UNIT, 2, worker, "b"))
-    values: dict[str, Any] = {name: np.array([1, 0, 7], triton.triton_to_np_dtype(name)) for name in NUMBERS}
-    values["BYTES"] = np.array(["a", "", "ü"], dtype=object)
-
-    def talk(as_bytes: bool) -> None:
-        client = triton.InferenceServerClient(rig.address)
-        try:
-            given = []
-            for name, value in values.items():
-                tensor = triton.InferInput(f"in_{name}", [3], name)
-                tensor.set_data_from_numpy(value, binary_data=as_bytes or name == "FP16")
-                given.append(tensor)
-            asked = [triton.InferRequestedOutput(f"out_{name}", binary_data=as_bytes) for name in values]
-            result = client.infer(UNIT, given, outputs=asked)
-            for name, value in values.items():
-                found = result.as_numpy(f"out_{name}")
-                texts = [item.decode() if isinstance(item, bytes) else item for item in found.tolist()]
-                assert texts == value.tolist(), name
-        finally:
-            client.close()
-
-    await asyncio.to_thread(talk, True)
-    await asyncio.to_thread(talk, False)
-    async with Connection(rig.address) as c:
-        for name, data, code in (
-            ("UINT8", [1, 2, 256], "wrong_data"),
-            ("UINT8", [1, 2, -1], "wrong_data"),
-            ("INT64", [1, 2, 3.5], "wrong_data"),
-            ("BOOL", [1, 0, 1], "wrong_data"),
-            ("BYTES", [1, 2, 3], "wrong_data"),
-            ("UINT8", [1, 2, 3], "missing_input"),
-        ):
-            one = {"name": f"in_{name}", "datatype": name, "shape": [3], "data": data}
-            reply = await c.ask(request(INFER, inputs(one)))
-            assert reply.json()["code"] == code, (name, data)
-        broken = {"name": "in_BYTES", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}}
-        for raw in (b"\x09\0\0\0ab", b"\x02\0\0\0\xff\xff"):
-            head = inputs(broken)
-            reply = await c.ask(request(INFER, head + raw, Inference_Header_Content_Length=str(len(head))))
-            assert reply.status == 400
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
 from interlock_agent.host.wire import MAX_ANSWER_BYTES, NO_HEADER, NO_USER
 from interlock_agent.host.worker import tensors
 from interlock_agent.host.worker.errors import BadRequest
@@ -239,7 +237,7 @@ def _answer(model: Model, identity: str | None, wanted: list[Wanted], arrays: li
     writes: list[tuple[int, int, bytes | memoryview]] = []
     for output, array in zip(wanted, arrays):  # noqa: B905 - strict is 3.10's, and both have one length
         name = output.name
-        if array.dtype.kind == "f" and name not in model.non_finite_allowed and not np.isfinite(array).all():
+        if name not in model.non_finite_allowed and not tensors.is_finite(array, dtypes[name]):
             return Answer(500, NO_HEADER, [b"{}"], non_finite=True)
         described: dict[str, Any] = {"name": name, "datatype": dtypes[name], "shape": list(array.shape)}
         if output.region is not None:
@@ -251,7 +249,7 @@ def _answer(model: Model, identity: str | None, wanted: list[Wanted], arrays: li
             described["parameters"] = {"binary_data_size": len(data)}
             binary.append(data)
         else:
-            described["data"] = tensors.to_json(array)
+            described["data"] = tensors.to_json(array, dtypes[name])
         outputs.append(described)
     document: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": outputs}
     if identity is not None:

@@ -4,6 +4,7 @@ Rules of the file:
 - Every mismatch is a `BadRequest` that names the input, and says what was expected and what came.
 - Bytes are little-endian, row-major; BYTES elements are a 4-byte length and that many bytes (the protocol's binary
   extension). Numeric inputs are views of the request's body, not copies.
+- Numpy knows no BF16: its tensors are the 16 bits of each element, as UINT16. Only the dtype's name tells them apart.
 - JSON has no NaN and no infinity: refused in a request, `null` in an answer whose signature allows them.
 """
 
@@ -30,9 +31,9 @@ DTYPES: dict[str, Any] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
+    "BF16": np.dtype("<u2"),
     "BYTES": np.dtype("O"),
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH = struct.Struct("<I")
 
 
@@ -104,6 +105,8 @@ def from_json(name: str, data: Any, dtype: str, shape: tuple[int, ...]) -> Any:
         if not all(type(item) is str for item in flat):
             raise BadRequest(400, "wrong_data", f"input {name!r}: BYTES in JSON are strings")
         return _sized(name, array, shape)
+    if dtype == "BF16":
+        return _bits(name, from_json(name, data, "FP32", shape))
     try:
         array = np.array(data) if data else np.empty(0, DTYPES[dtype])
     except (ValueError, OverflowError):
@@ -122,6 +125,22 @@ def from_json(name: str, data: Any, dtype: str, shape: tuple[int, ...]) -> Any:
     if kind.kind == "f" and not np.isfinite(cast).all():
         raise BadRequest(400, "wrong_data", f"input {name!r}: a number is outside {dtype}")
     return cast
+
+
+def _bits(name: str, array: Any) -> Any:
+    """FP32 as BF16: the upper half of each, rounded to the nearest, ties to even."""
+    whole = array.view(np.uint32)
+    bits = ((whole + 0x7FFF + ((whole >> 16) & 1)) >> 16).astype(np.uint16)
+    if not is_finite(bits, "BF16"):
+        raise BadRequest(400, "wrong_data", f"input {name!r}: a number is outside BF16")
+    return bits
+
+
+def is_finite(array: Any, dtype: str) -> bool:
+    """Whether there is no NaN and no infinity in it."""
+    if dtype == "BF16":
+        return not ((array & 0x7F80) == 0x7F80).any()  # all ones in the exponent
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _all_numbers(data: Any, kind: str) -> bool:
@@ -157,11 +176,13 @@ def to_bytes(array: Any) -> bytes | memoryview:
     return memoryview(contiguous.reshape(-1)).cast("B") if contiguous.size else b""
 
 
-def to_json(array: Any) -> list[Any]:
+def to_json(array: Any, dtype: str) -> list[Any]:
     """The tensor as a flat JSON list; what is not finite becomes null."""
     flat = array.reshape(-1)
     if flat.dtype.kind in "OSU":
         return [item.decode() if isinstance(item, bytes) else str(item) for item in flat]
+    if dtype == "BF16":
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
     values: list[Any] = flat.tolist()
     if flat.dtype.kind == "f" and not np.isfinite(flat).all():
         return [value if math.isfinite(value) else None for value in values]

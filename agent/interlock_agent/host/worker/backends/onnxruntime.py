@@ -5,12 +5,15 @@ Rules of the file:
   where the first provider is another one, and what the session runs on is read back.
 - Engines that a provider compiles are kept where `engines` says, and taken from nowhere else.
 - Threads are what the owner grants, and do not spin: several workers share the machine.
+- BF16 goes in and out as its bits, since numpy has no such type.
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from interlock_agent.host.worker import engines
@@ -18,6 +21,7 @@ from interlock_agent.host.worker.errors import BadRequest, LoadError
 
 PLATFORM = "onnxruntime_onnx"
 CPU = "CPUExecutionProvider"
+_BFLOAT16 = 16  # TensorProto.BFLOAT16
 _DTYPES = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
@@ -72,6 +76,10 @@ class Session:
         self.on_cpu = asked[0] == CPU
         self.inputs = [_described(node) for node in self._session.get_inputs()]
         self.outputs = [_described(node) for node in self._session.get_outputs()]
+        self._bits = {entry["name"] for entry in (*self.inputs, *self.outputs) if entry["dtype"] == "BF16"}
+        texts = {entry["name"] for entry in self.inputs if entry["dtype"] == "BYTES"}
+        if self._bits and (texts or not hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type")):
+            raise LoadError("load_failed", "this runtime takes BF16 not at all in Python, or not beside BYTES")
 
     def _on_cpu(self) -> bool:
         """Whether nodes were placed on the CPU although another provider was asked for."""
@@ -86,12 +94,31 @@ class Session:
     def run(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         """The outputs named. Raises BadRequest when the runtime calls the input invalid."""
         try:
-            found: list[Any] = self._session.run(names, feeds)
+            found: list[Any] = self._run_bits(names, feeds) if self._bits else self._session.run(names, feeds)
         except Exception as failure:  # the runtime's errors have no common class; all but this one go on as they are
             if type(failure).__name__ == "InvalidArgument":
                 raise BadRequest(400, "invalid_argument", f"{failure}"[:500]) from None
             raise
         return found
+
+    def _run_bits(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+        """As `run`, through the runtime's own values; these have no way to numpy for BF16 but their address."""
+        given = {}
+        for name, array in feeds.items():
+            whole = np.ascontiguousarray(array)
+            if name in self._bits:
+                given[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(whole, _BFLOAT16)
+            else:
+                given[name] = ort.OrtValue.ortvalue_from_numpy(whole)
+        values = self._session.run_with_ort_values(names, given)
+        return [_bits(v) if n in self._bits else v.numpy() for n, v in zip(names, values, strict=True)]
+
+
+def _bits(value: Any) -> Any:
+    """A copy: the value's memory ends with it."""
+    array = np.empty(value.shape(), np.uint16)
+    ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
+    return array
 
 
 def _options(provider: str, options: dict[str, Any]) -> dict[str, str]:

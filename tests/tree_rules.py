@@ -52,7 +52,10 @@ INIT_MAY_IMPORT = ("interlock_agent/cli/__init__.py",)
 
 
 # The pure halves of the rooms.
-PURE_HALVES = ("*/core/*", "*/core.py", "interlock_agent/host/states.py")
+PURE_HALVES = (
+    *("*/core/*", "*/core.py", "interlock_agent/host/states.py"),
+    *(f"interlock_agent/host/{name}.py" for name in ("gaps", "own", "trials")),
+)
 
 
 class Layer(NamedTuple):

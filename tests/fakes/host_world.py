@@ -52,13 +52,24 @@ class FakeWorkers:
     running: dict[str, Running] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
 
-    async def start(self, worker: str, unit: str, folder: str, generation: int, options: dict[str, Any]) -> Loaded:
+    async def start(
+        self,
+        worker: str,
+        unit: str,
+        folder: str,
+        generation: int,
+        options: dict[str, Any],
+        room: Callable[[], Awaitable[None]] | None = None,
+    ) -> Loaded:
         """Takes LOAD_S."""
         await self.point(f"start worker {worker}")
         release = release_of(self.disk, folder)
         if release is None:
             raise WorkerError("corrupt", f"{folder} has no seal")
         self.started(worker, release.version)
+        if room is not None:
+            await asyncio.sleep(LOAD_S / 2)
+            await room()
         await asyncio.sleep(LOAD_S)
         conduct = self.conduct(release.version)
         if worker in self.ended:
@@ -106,6 +117,9 @@ class FakeWorkers:
         self.ended.add(worker)
         self.running.pop(worker, None)
 
+    async def gone(self, worker: str) -> None:
+        """It is."""
+
     def pid(self, worker: str) -> int:
         """Some number."""
         return 1 if worker in self.running else 0
@@ -127,7 +141,13 @@ class FakeFronts:
         return listen
 
     async def serve(
-        self, unit: str, live: Upstream | None, standby: Upstream | None, drain_s: float
+        self,
+        unit: str,
+        live: Upstream | None,
+        standby: Upstream | None,
+        drain_s: float,
+        wait_s: float = 0.0,
+        expected_s: float = 0.0,
     ) -> Awaitable[Promoted]:
         """Switch."""
         await self.point(f"serve {live.release if live else '-'}")

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ def misbehave(folder: str, where: str, runs: int = 0) -> None:
 class Misbehaving(worker.Worker):
     """Otherwise as the real one."""
 
-    def __init__(self, order: dict[str, Any]) -> None:
+    def __init__(self, order: dict[str, Any], hold: Callable[[], None] = lambda: None) -> None:
         self._where = str(order["folder"])
-        super().__init__(order)
+        super().__init__(order, hold)
         misbehave(self._where, "load")
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:

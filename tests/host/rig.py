@@ -159,13 +159,14 @@ class Rig:
         return self.address
 
     async def load(self, generation: int, role: str = "candidate", **model: Any) -> dict[str, Any]:
-        """A worker on a new folder in incoming/; version 1.<generation>.0 unless said otherwise."""
+        """A worker on a new folder in incoming/; version 1.<generation>.0 unless said otherwise. `gap_s`: alone."""
         options = model.pop("options", {})
+        gap = (model.pop("gap_s", 0.0), model.pop("expected_s", 0.0), 10.0)
         version = model.pop("version", f"1.{generation}.0")
         folder = self.state / "incoming" / f"{generation}-{version}"
         model.setdefault("scale", float(generation))
         await asyncio.to_thread(models.make_slot, folder, UNIT, version, generation, **model)
-        return await self.agent.order(messages.Load(UNIT, generation, str(folder), role, options))
+        return await self.agent.order(messages.Load(UNIT, generation, str(folder), role, options, *gap))
 
     async def promote(self, generation: int, lease_s: float = 30.0, drain_max_s: float = 10.0, **model: Any) -> str:
         """Load, put into the spare slot, promote; the worker."""

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlock_agent.host import core
+from interlock_agent.host import own as owns
 from interlock_agent.host import states as s
 from interlock_agent.host.states import Phase, Release, Unit
 
@@ -16,19 +17,23 @@ ONE = Release("filetype", "1.0.0", "m1", 1)
 TWO = Release("filetype", "1.1.0", "m2", 2)
 LIVE = s.Worker("w1", "own", 1, ONE, ready=True)
 NEXT = s.Worker("w2", "candidate", 2, TWO, ready=True)
+HELD = s.Worker("w4", "candidate", 2, TWO)  # verified, to be opened when there is room
 TWIN = s.Worker("t2", "twin", 2, ONE, ready=True)
 
 
 def unit(phase: Phase) -> Unit:
-    """A unit in that phase; the lease of a trial ends at 30."""
-    empty = Unit("filetype", generation=2, workers={"w2": NEXT, "t2": TWIN})
+    """A unit in that phase; the lease of a trial ends at 30, and so does a gap."""
+    empty = Unit("filetype", generation=2, workers={"w2": NEXT, "t2": TWIN, "w4": HELD})
     confirmed = replace(empty, confirmed_slot="a", confirmed=ONE)
-    serving = replace(confirmed, phase=Phase.SERVING, live="w1", workers={"w1": LIVE, "w2": NEXT, "t2": TWIN})
+    serving = replace(confirmed, phase=Phase.SERVING, live="w1", workers={"w1": LIVE, **empty.workers})
     trial = s.Trial(2, "b", "w2", TWO, 30.0, 30.0)
     return {
         Phase.EMPTY: empty,
         Phase.STARTING: replace(confirmed, phase=Phase.STARTING),
         Phase.SERVING: serving,
+        Phase.GAP: replace(
+            confirmed, phase=Phase.GAP, gap=s.Gap(2, "w2", 0.0, 30.0, 5.0), workers={"w2": NEXT, "w4": HELD}
+        ),
         Phase.TRIAL: replace(serving, phase=Phase.TRIAL, live="w2", standby="w1", trial=trial),
     }[phase]
 
@@ -36,15 +41,20 @@ def unit(phase: Phase) -> Unit:
 EVENTS: list[s.Event] = [
     s.Load(2, "w3", "candidate", TWO),
     s.Load(3, "w3", "twin", TWO),
+    s.Load(2, "w3", "candidate", TWO, alone=True),
+    s.MakeRoom(2, "w4", 30.0, 5.0, 1.0),
     s.Promote(2, "w2", "b", TWO, 30.0, 10.0),
     s.Renew(2),
     s.Confirm(2),
     s.Revert(2, "asked"),
-    s.Retire(2, "t2"),
+    s.Retire(2, "w2"),
+    s.Retire(2, "w4"),
     s.Ready("w2"),
     *[s.Died(worker, "SIGKILL") for worker in ("w1", "w2", "t2", "nobody")],
     s.Broke("disk"),
     s.Lapsed(),
+    s.Configured(spare=True),
+    s.Configured(spare=False),
     s.Tick(),
 ]
 
@@ -52,18 +62,25 @@ EVENTS: list[s.Event] = [
 def sane(after: Unit) -> None:
     """What holds in every state, whatever happened."""
     assert (after.phase is Phase.TRIAL) == (after.trial is not None)
+    assert (after.phase is Phase.GAP) == (after.gap is not None)
     assert (after.phase is Phase.SERVING) <= bool(after.live)
-    assert not (after.live and after.phase in (Phase.EMPTY, Phase.STARTING))
+    assert not (after.live and after.phase in (Phase.EMPTY, Phase.STARTING, Phase.GAP))
     assert after.live == "" or after.live in after.workers
-    assert after.standby == "" or (after.standby in after.workers and after.trial)
+    assert after.standby == "" or (after.standby in after.workers and (after.trial or after.spare))
     assert after.standby != after.live or not after.live
     assert after.phase is not Phase.STARTING or after.own() or after.retry_at
+    if after.gap:
+        assert after.gap.worker in after.workers
+        assert after.confirmed
+        assert not any(worker.role in ("own", "twin") for worker in after.workers.values())
+    if after.phase is Phase.SERVING and after.spare:
+        assert after.standby or after.own() or after.retry_at
     if after.trial:
         assert after.live == after.trial.worker
         assert after.trial.slot != after.confirmed_slot
 
 
-def go(before: Unit, event: s.Event, now: float = 1.0, at: float = 1000.0) -> core.Step:
+def go(before: Unit, event: s.Event, now: float = 1.0, at: float = 1000.0) -> owns.Step:
     """As the engine does it: a lapsed lease first."""
     first = core.first(before, event, now)
     effects: tuple[s.Effect, ...] = ()
@@ -82,7 +99,7 @@ def test_the_table_is_total() -> None:
 def test_every_event_in_every_phase_leads_to_a_sane_state(phase: Phase, event: s.Event) -> None:
     before = unit(phase)
     if phase is Phase.STARTING:
-        before, _ = core._start_own(before)
+        before, _ = owns.start(before)
     after, effects = go(before, event)
     sane(after)
     if isinstance(event, s.Order):
@@ -190,7 +207,7 @@ def test_crashes_back_off_and_a_healthy_while_forgets_them() -> None:
         assert own is not None
         state, _ = go(state, s.Ready(own.id), now=now)
     assert waits == [0, 0, 1, 2, 5, 10, 30, 30, 30]
-    state, _ = go(state, s.Died(state.live, "SIGKILL"), now=now + core.HEALTHY_S)
+    state, _ = go(state, s.Died(state.live, "SIGKILL"), now=now + owns.HEALTHY_S)
     assert (state.crashes, state.retry_at) == (1, 0)
 
 
@@ -288,6 +305,9 @@ ANY = st.one_of(
     st.builds(s.Confirm, st.integers(1, 4)),
     st.builds(s.Revert, st.integers(1, 4), st.just("x")),
     st.builds(s.Retire, st.integers(1, 4), WORKERS),
+    st.builds(s.MakeRoom, st.integers(1, 4), WORKERS, st.just(20.0), st.just(5.0), st.just(1.0)),
+    st.builds(s.Load, st.integers(1, 4), st.just("w3"), st.just("candidate"), st.just(TWO), st.booleans()),
+    st.builds(s.Configured, st.booleans()),
     st.builds(s.Ready, WORKERS),
     st.builds(s.Died, WORKERS, st.just("x")),
     st.just(s.Broke("x")),
@@ -302,7 +322,7 @@ def test_any_story_leaves_a_sane_state_and_a_restart_serves_what_is_confirmed(
 ) -> None:
     state, now = unit(phase), 0.0
     if phase is Phase.STARTING:
-        state, _ = core._start_own(state)
+        state, _ = owns.start(state)
     confirmed = state.confirmed_slot
     for event, passed in story:
         now += passed

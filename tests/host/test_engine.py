@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
 
 from interlock_agent.host.engine import Engine
-from interlock_agent.host.messages import Evaluation, Loaded, Probe, Promoted, Samples
+from interlock_agent.host.messages import Evaluation, Load, Loaded, Probe, Promoted, Samples
 from interlock_agent.host.ports import Upstream, WorkerError
 from interlock_agent.host.states import Release
 
@@ -66,7 +66,18 @@ class World:
     def slot_folder(self, unit: str, slot: str) -> str:
         return f"/slots/{slot}"
 
-    async def start(self, worker: str, unit: str, folder: str, generation: int, options: dict[str, Any]) -> Loaded:
+    async def start(
+        self,
+        worker: str,
+        unit: str,
+        folder: str,
+        generation: int,
+        options: dict[str, Any],
+        room: Callable[[], Awaitable[None]] | None = None,
+    ) -> Loaded:
+        if room is not None:
+            await room()
+        self.trace.append(f"open {folder}")
         if folder in self.fails:
             raise WorkerError("load_failed", "it does not open")
         return Loaded(worker, 1, [], [], [], False, 0.0, 0, "fake")
@@ -83,6 +94,9 @@ class World:
     async def end(self, worker: str) -> None:
         self.ended.add(worker)
 
+    async def gone(self, worker: str) -> None:
+        self.trace.append(f"gone {worker}")
+
     def pid(self, worker: str) -> int:
         return 1
 
@@ -92,7 +106,13 @@ class World:
         return listen.replace(":0", ":8500")
 
     async def serve(
-        self, unit: str, live: Upstream | None, standby: Upstream | None, drain_s: float
+        self,
+        unit: str,
+        live: Upstream | None,
+        standby: Upstream | None,
+        drain_s: float,
+        wait_s: float = 0.0,
+        expected_s: float = 0.0,
     ) -> Awaitable[Promoted]:
         self.serving = (live.release if live else "", standby.release if standby else "")
         self.trace.append(f"serve {self.serving[0] or '-'}")
@@ -150,7 +170,7 @@ async def make(world: World) -> Engine:
 
 async def trial(world: World) -> tuple[Engine, str]:
     engine = await make(world)
-    loaded = await engine.load("filetype", 2, "/two", "candidate", {})
+    loaded = await engine.load(Load("filetype", 2, "/two", "candidate", {}))
     world.slots["b"] = TWO
     world.trace.clear()
     await engine.promote("filetype", 2, loaded.worker, "b", 30.0, 1.0)
@@ -168,7 +188,7 @@ async def test_the_order_of_a_switch_and_its_confirmation(world: World) -> None:
 
 async def test_a_trial_that_cannot_be_recorded_does_not_begin(world: World) -> None:
     engine = await make(world)
-    loaded = await engine.load("filetype", 2, "/two", "candidate", {})
+    loaded = await engine.load(Load("filetype", 2, "/two", "candidate", {}))
     world.slots["b"] = TWO
     world.fails = {"record"}
     with pytest.raises(WorkerError, match="io"):
@@ -182,7 +202,7 @@ async def test_a_trial_that_cannot_be_recorded_does_not_begin(world: World) -> N
 
 async def test_a_switch_whose_link_fails_is_taken_back(world: World) -> None:
     engine = await make(world)
-    loaded = await engine.load("filetype", 2, "/two", "candidate", {})
+    loaded = await engine.load(Load("filetype", 2, "/two", "candidate", {}))
     world.slots["b"] = TWO
     world.fails = {"live"}
     with pytest.raises(WorkerError, match="io"):

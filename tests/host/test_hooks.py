@@ -24,6 +24,7 @@ from interlock_agent.host import states
 from interlock_agent.host.adapters.hooks import OwnersHooks
 from interlock_agent.host.engine import Engine
 from interlock_agent.host.following import RETRY_HOOK_S
+from interlock_agent.host.messages import Load
 from interlock_agent.host.ports import WorkerError
 from tests.host.test_engine import ONE, TWO, World, turn
 
@@ -44,7 +45,7 @@ async def started(world: World, token: str = "x") -> Engine:
 
 
 async def promoted(world: World, engine: Engine) -> None:
-    loaded = await engine.load("filetype", 2, "/two", "candidate", {})
+    loaded = await engine.load(Load("filetype", 2, "/two", "candidate", {}))
     world.slots["b"] = TWO
     world.trace.clear()
     world.told.clear()

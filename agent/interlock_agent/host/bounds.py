@@ -69,6 +69,18 @@ class Bounds:
         if self.group:
             self.group.enter(pid)
 
+    def widen(self, pid: int, options: dict[str, Any]) -> None:
+        """What served has made room: the share is of what is free now. Blocks."""
+        if options.get("candidate_memory_bytes") or self.owner:
+            return
+        size = int(available() * FREE_SHARE)
+        if self.group and size:
+            self.group.limit(size)
+        if self.own and size:
+            self.own = size
+            with contextlib.suppress(OSError, ValueError):  # it has ended
+                resource.prlimit(pid, resource.RLIMIT_DATA, (size, resource.RLIM_INFINITY))
+
     def lift(self, pid: int) -> None:
         """It serves. Blocks."""
         self.lifted = True

@@ -143,7 +143,7 @@ class Control:
     # --- orders -------------------------------------------------------------------------------------------------
 
     async def _load(self, o: messages.Load) -> dict[str, Any]:
-        return asdict(await self._engine().load(o.unit, o.generation, o.folder, o.role, o.options))
+        return asdict(await self._engine().load(o))
 
     async def _probe(self, o: messages.Probe) -> dict[str, Any]:
         return asdict(await self._engine().probe(o))
@@ -162,8 +162,7 @@ class Control:
         return await self._engine().confirm(o.unit, o.generation)
 
     async def _revert(self, o: messages.Revert) -> dict[str, Any]:
-        release, swap_ms = await self._engine().revert(o.unit, o.generation, o.reason)
-        return asdict(messages.Reverted(release, swap_ms))
+        return asdict(await self._engine().revert(o.unit, o.generation, o.reason))
 
     async def _retire(self, o: messages.Retire) -> dict[str, Any]:
         await self._engine().retire(o.worker, o.generation)

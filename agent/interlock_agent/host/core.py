@@ -6,8 +6,9 @@ Rules of the file:
 - Effects are carried out in order. What is durable is written before what it speaks of is done, with one exception
   that is the point of the machine: moving the link `confirmed` *is* the commit, the record of it follows.
 - Orders are fenced: an older generation than the highest seen is refused before any rule looks at it.
-- A lease that has lapsed is noticed by *every* event, not only by the timer; only the death of the trial's own
-  worker is looked at first, since it says more about the release.
+- A lease that has lapsed, or a gap whose time is up, is noticed by *every* event, not only by the timer; only the death
+  of the trial's own worker is looked at first, since it says more about the release.
+- The rules of a trial are in `trials.py`, of a gap in `gaps.py`, of the confirmed release's own workers in `own.py`.
 - Whatever happens, a cold start serves the confirmed slot: `resume` needs the record and the links, nothing else.
 """
 
@@ -17,21 +18,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from interlock_agent.host import gaps, own, trials
 from interlock_agent.host import states as s
+from interlock_agent.host.own import Step
 from interlock_agent.host.states import Effect, Outcome, Phase, Release, Unit
 
-BACKOFF_S = (0.0, 0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # before the n-th start after a crash; the last one for ever
-HEALTHY_S = 60.0  # a worker that served that long has not crashed "again"
-
-Step = tuple[Unit, tuple[Effect, ...]]
 Rule = Callable[[Unit, Any, float, float], Step]
 
 
 def first(unit: Unit, event: s.Event, now: float) -> s.Event | None:
-    """What has to be stepped before `event`: a lease that has lapsed meanwhile. None: nothing."""
-    if unit.trial is None or now < unit.trial.deadline or isinstance(event, s.Lapsed):
+    """What has to be stepped before `event`: a lease that has lapsed, a gap whose time is up. None: nothing."""
+    bounded = unit.trial or unit.gap
+    if bounded is None or now < bounded.deadline or isinstance(event, s.Lapsed):
         return None
-    if isinstance(event, s.Died) and event.worker == unit.trial.worker:
+    if isinstance(event, s.Died) and event.worker == bounded.worker:
         return None
     return s.Lapsed()
 
@@ -43,6 +43,9 @@ def step(unit: Unit, event: s.Event, now: float, at: float) -> Step:
         message = f"generation {event.generation} is older than {unit.generation}"
         return unit, (s.Refuse("stale_generation", message),)
     after, effects = ROWS[unit.phase, type(event)](unit, event, now, at)
+    if not any(isinstance(effect, s.Refuse) for effect in effects):
+        after, more = own.with_spare(after)
+        effects = (*effects, *more)
     if unit.unrecorded and not any(isinstance(effect, s.Record) for effect in effects):
         effects = (s.Record(must=False), *effects)
     if unit.adrift and not any(isinstance(effect, s.LinkLive) for effect in effects):
@@ -83,7 +86,7 @@ def resume(
         effects.append(s.LinkLive(slot))
     if release is None:
         return unit, tuple(effects)
-    unit, start = _start_own(replace(unit, phase=Phase.STARTING))
+    unit, start = own.start(replace(unit, phase=Phase.STARTING))
     return unit, (*effects, *start)
 
 
@@ -95,63 +98,6 @@ def _harmless(unit: Unit, event: s.Order) -> bool:
     if isinstance(event, s.Confirm):
         return unit.outcome is not None and unit.outcome.generation == event.generation and unit.trial is None
     return isinstance(event, s.Retire) and event.worker not in unit.workers
-
-
-def _without(unit: Unit, *workers: str) -> dict[str, s.Worker]:
-    return {name: worker for name, worker in unit.workers.items() if name not in workers}
-
-
-def _start_own(unit: Unit) -> Step:
-    """Load the confirmed release, unless the host is doing so."""
-    if unit.own() or unit.confirmed is None:
-        return replace(unit, retry_at=0.0), ()
-    number = unit.started + 1
-    worker = s.Worker(f"{unit.name}-own-{number}", "own", unit.confirmed.generation, unit.confirmed)
-    workers = {**unit.workers, worker.id: worker}
-    unit = replace(unit, started=number, workers=workers, retry_at=0.0)
-    return unit, (s.StartWorker(worker.id, unit.confirmed_slot),)
-
-
-def _crashed(unit: Unit, now: float, healthy: bool) -> Step:
-    """The confirmed release's worker ended: start it again, at once or after a while."""
-    crashes = 1 if healthy else unit.crashes + 1
-    wait = BACKOFF_S[min(crashes, len(BACKOFF_S)) - 1]
-    unit = replace(unit, crashes=crashes)
-    return _start_own(unit) if wait == 0 else (replace(unit, retry_at=now + wait), ())
-
-
-def _serving(unit: Unit) -> s.Push:
-    worker = unit.workers.get(unit.live)
-    release, generation = (worker.release.name, worker.generation) if worker else ("", 0)
-    return s.Push({"event": "serving", "unit": unit.name, "release": release, "generation": generation})
-
-
-def _end_trial(unit: Unit, outcome: str, reason: str, now: float, at: float, push: bool) -> Step:
-    """The trial is over without a confirmation: the confirmed release serves, or nothing where there is none."""
-    trial = unit.trial
-    assert trial is not None
-    ended = Outcome(trial.generation, outcome, reason, at)
-    unit = replace(
-        unit,
-        trial=None,
-        outcome=ended,
-        live=unit.standby,
-        standby="",
-        live_since=now,
-        workers=_without(unit, trial.worker),
-        phase=Phase.SERVING if unit.standby else Phase.STARTING if unit.confirmed else Phase.EMPTY,
-    )
-    # After a failed commit nobody knows where `confirmed` points: it is put right before the trial is forgotten.
-    effects: list[Effect] = [s.LinkConfirmed(unit.confirmed_slot)] if unit.doubtful else []
-    effects += [s.Record(must=False), s.LinkLive(unit.confirmed_slot)]
-    effects += [s.Serve(unit.live, ""), s.EndWorker(trial.worker)]
-    if push:
-        effects.append(s.Push({"event": "outcome", "unit": unit.name, **ended.document()}))
-    effects.append(_serving(unit))
-    if unit.phase is Phase.STARTING and not unit.retry_at:
-        unit, start = _start_own(unit)
-        effects += start
-    return unit, tuple(effects)
 
 
 def _died_event(unit: Unit, worker: s.Worker, reason: str) -> s.Push:
@@ -173,116 +119,14 @@ def load(unit: Unit, event: s.Load, now: float, at: float) -> Step:
         if w.role != "own" and w.id not in serving and w.generation < event.generation
     ]
     effects: list[Effect] = [s.Record(must=True)] if event.generation > unit.generation else []
-    effects += [s.EndWorker(worker) for worker in old]
+    if unit.gap and not (event.alone and event.generation == unit.gap.generation):
+        unit, back = gaps.end(unit, "another worker was wanted", now)
+        effects += back
+    effects += [s.EndWorker(worker) for worker in old if worker in unit.workers]
     worker = s.Worker(event.worker, event.role, event.generation, event.release)
-    workers = {**_without(unit, *old), worker.id: worker}
+    workers = {**own.without(unit, *old), worker.id: worker}
     unit = replace(unit, generation=event.generation, workers=workers)
     return unit, (*effects, s.StartWorker(worker.id, ""))
-
-
-def promote(unit: Unit, event: s.Promote, now: float, at: float) -> Step:
-    """Begin a trial: record, link, swap. From any phase without a trial."""
-    worker = unit.workers.get(event.worker)
-    if worker is None:
-        return unit, (s.Refuse("unknown_worker", f"no worker {event.worker}: it may have died"),)
-    if unit.live == worker.id and worker.generation == event.generation:
-        return unit, (s.Answer({}),)  # confirmed meanwhile, and asked again
-    if worker.role != "candidate" or not worker.ready or worker.generation != event.generation:
-        return unit, (s.Refuse("not_promotable", f"{worker.role} of generation {worker.generation}"),)
-    if event.slot not in s.SLOTS or event.slot == unit.confirmed_slot:
-        return unit, (s.Refuse("bad_request", f"slot {event.slot!r} cannot hold a trial"),)
-    loaded = (worker.release.manifest, worker.release.variant)
-    if event.found is None or (event.found.manifest, event.found.variant) != loaded:
-        return unit, (s.Refuse("bad_request", f"slot {event.slot} does not hold what {worker.id} has loaded"),)
-    trial = s.Trial(event.generation, event.slot, worker.id, worker.release, event.lease_s, now + event.lease_s)
-    standby = unit.live
-    unit = replace(
-        unit,
-        phase=Phase.TRIAL,
-        trial=trial,
-        generation=event.generation,
-        live=worker.id,
-        standby=standby,
-        live_since=now,
-    )
-    durable = (s.Record(must=True), s.LinkLive(event.slot, must=True))
-    return unit, (*durable, s.Serve(worker.id, standby, event.drain_max_s), _serving(unit), s.Answer({}))
-
-
-def promote_in_trial(unit: Unit, event: s.Promote, now: float, at: float) -> Step:
-    """The same order again is answered again; another one has to end the trial first."""
-    assert unit.trial is not None
-    if (event.worker, event.generation) == (unit.trial.worker, unit.trial.generation):
-        return unit, (s.Answer({}),)
-    return unit, (s.Refuse("bad_request", f"the trial of generation {unit.trial.generation} has not ended"),)
-
-
-def no_lease(unit: Unit, event: s.Renew, now: float, at: float) -> Step:
-    """No trial to renew; say whether there was one."""
-    past = unit.outcome
-    lapsed = past and past.generation == event.generation and past.reason == "lease_lapsed"
-    return unit, (s.Refuse("lease_lapsed" if lapsed else "no_trial", f"generation {event.generation}"),)
-
-
-def renew(unit: Unit, event: s.Renew, now: float, at: float) -> Step:
-    """The agent is alive: the lease runs anew."""
-    trial = unit.trial
-    assert trial is not None
-    if trial.generation != event.generation:
-        return no_lease(unit, event, now, at)
-    return replace(unit, trial=replace(trial, deadline=now + trial.lease_s)), (s.Answer({}),)
-
-
-def confirm(unit: Unit, event: s.Confirm, now: float, at: float) -> Step:
-    """The commit point: the lease never lapsed, or `step` would have ended the trial."""
-    trial = unit.trial
-    assert trial is not None
-    if trial.generation != event.generation:
-        return confirm_again(unit, event, now, at)
-    standby = [w.id for w in unit.workers.values() if w.role == "own" or w.id == unit.standby]
-    unit = replace(
-        unit,
-        phase=Phase.SERVING,
-        trial=None,
-        outcome=Outcome(trial.generation, "confirmed", "", at),
-        confirmed_slot=trial.slot,
-        confirmed=trial.release,
-        standby="",
-        crashes=0,
-        retry_at=0.0,
-        doubtful=False,
-        workers=_without(unit, *standby),
-    )
-    effects: list[Effect] = [s.LinkConfirmed(trial.slot, must=True), s.Record(must=False), s.Serve(unit.live, "")]
-    effects += [s.EndWorker(worker) for worker in standby]
-    return unit, (*effects, s.Answer({"confirmed": True}))
-
-
-def confirm_again(unit: Unit, event: s.Confirm, now: float, at: float) -> Step:
-    """No such trial (any more): tell how it ended."""
-    past = unit.outcome
-    if past is None or past.generation != event.generation:
-        return unit, (s.Refuse("no_trial", f"generation {event.generation}"),)
-    if past.outcome == "confirmed":
-        return unit, (s.Answer({"confirmed": True}),)
-    return unit, (s.Answer({"confirmed": False, "outcome": past.outcome, "reason": past.reason}),)
-
-
-def revert(unit: Unit, event: s.Revert, now: float, at: float) -> Step:
-    """The agent takes the trial back."""
-    assert unit.trial is not None
-    if unit.trial.generation != event.generation:
-        return revert_again(unit, event, now, at)
-    unit, effects = _end_trial(unit, "reverted", event.reason, now, at, push=False)
-    return unit, (*effects, s.Answer({}))
-
-
-def revert_again(unit: Unit, event: s.Revert, now: float, at: float) -> Step:
-    """Asked again, or taken back already by the host."""
-    past = unit.outcome
-    if past and past.generation == event.generation and past.outcome != "confirmed":
-        return unit, (s.Answer({}),)
-    return unit, (s.Refuse("no_trial", f"generation {event.generation}"),)
 
 
 def retire(unit: Unit, event: s.Retire, now: float, at: float) -> Step:
@@ -292,7 +136,10 @@ def retire(unit: Unit, event: s.Retire, now: float, at: float) -> Step:
         return unit, (s.Answer({}),)
     if worker.role == "own" or worker.id in (unit.live, unit.standby):
         return unit, (s.Refuse("bad_request", f"{worker.id} serves, or stands by"),)
-    return replace(unit, workers=_without(unit, worker.id)), (s.EndWorker(worker.id), s.Answer({}))
+    if unit.gap and unit.gap.worker == worker.id:
+        unit, back = gaps.end(unit, "its candidate was retired", now)
+        return unit, (*back, s.Answer({}))
+    return replace(unit, workers=own.without(unit, worker.id)), (s.EndWorker(worker.id), s.Answer({}))
 
 
 def ready(unit: Unit, event: s.Ready, now: float, at: float) -> Step:
@@ -302,17 +149,11 @@ def ready(unit: Unit, event: s.Ready, now: float, at: float) -> Step:
         return unit, (s.EndWorker(event.worker),)  # superseded while it loaded
     if worker.ready:
         return unit, ()
-    worker = replace(worker, ready=True)
+    worker = replace(worker, ready=True, since=now, load_s=event.load_s)
     unit = replace(unit, workers={**unit.workers, worker.id: worker})
     if worker.role != "own":
         return unit, ()
-    if unit.phase is Phase.STARTING:
-        unit = replace(unit, phase=Phase.SERVING, live=worker.id, live_since=now)
-        return unit, (s.Serve(worker.id, ""), _serving(unit))
-    if unit.phase is Phase.TRIAL and not unit.standby:
-        unit = replace(unit, standby=worker.id)
-        return unit, (s.Serve(unit.live, worker.id),)
-    return replace(unit, workers=_without(unit, worker.id)), (s.EndWorker(worker.id),)
+    return own.took_its_place(replace(unit, load_s=event.load_s or unit.load_s), worker, now)
 
 
 def died(unit: Unit, event: s.Died, now: float, at: float) -> Step:
@@ -322,39 +163,36 @@ def died(unit: Unit, event: s.Died, now: float, at: float) -> Step:
         return unit, (s.EndWorker(event.worker),)
     push = _died_event(unit, worker, event.reason)
     if unit.trial and worker.id == unit.trial.worker:
-        unit, effects = _end_trial(unit, "reverted", "worker_died", now, at, push=True)
+        unit, effects = trials.end(unit, "reverted", "worker_died", now, at, push=True)
         return unit, (*effects, push)
-    unit = replace(unit, workers=_without(unit, worker.id))
+    unit = replace(unit, workers=own.without(unit, worker.id))
     end = s.EndWorker(worker.id)
+    if unit.gap and worker.id == unit.gap.worker:
+        unit, effects = gaps.end(unit, "its candidate ended", now)
+        return unit, (end, *effects, push)
     if worker.id == unit.live:
-        healthy = now - unit.live_since >= HEALTHY_S
-        unit = replace(unit, live="", phase=Phase.STARTING)
-        serving = _serving(unit)
-        unit, start = _crashed(unit, now, healthy)
-        return unit, (end, s.Serve("", ""), *start, serving, push)
+        healthy = now - unit.live_since >= own.HEALTHY_S
+        phase = Phase.SERVING if unit.standby else Phase.STARTING
+        unit = replace(unit, live=unit.standby, standby="", live_since=now, phase=phase)
+        serve = s.Serve(unit.live, "") if unit.live else own.serve_nobody(unit)
+        told = own.serving(unit)
+        unit, start = own.crashed(unit, now, healthy)
+        return unit, (end, serve, *start, told, push)
     if worker.id == unit.standby:
-        unit, start = _crashed(replace(unit, standby=""), now, healthy=False)
+        healthy = not unit.trial and now - worker.since >= own.HEALTHY_S
+        unit, start = own.crashed(replace(unit, standby=""), now, healthy)
         return unit, (end, s.Serve(unit.live, ""), *start, push)
     if worker.role == "own":
-        unit, start = _crashed(unit, now, healthy=False)
+        unit, start = own.crashed(unit, now, healthy=False)
         return unit, (end, *start, push)
     return unit, (end, push)
 
 
-def broke(unit: Unit, event: s.Broke, now: float, at: float) -> Step:
-    """The disk failed in the middle of a switch, or Triton has forgotten the release: take it back."""
-    return _end_trial(unit, "interrupted", event.reason, now, at, push=True)
-
-
-def lapsed(unit: Unit, event: s.Lapsed, now: float, at: float) -> Step:
-    """The agent has not renewed: an innocent release goes back, to be tried again."""
-    return _end_trial(unit, "interrupted", "lease_lapsed", now, at, push=True)
-
-
 def tick(unit: Unit, event: s.Tick, now: float, at: float) -> Step:
     """Start the confirmed release again when its time has come (lapsed leases are `first`'s)."""
-    if unit.retry_at and now >= unit.retry_at and unit.phase in (Phase.STARTING, Phase.TRIAL):
-        return _start_own(unit)
+    due = unit.retry_at and now >= unit.retry_at
+    if due and (unit.phase in (Phase.STARTING, Phase.TRIAL) or own.wants_spare(unit)):
+        return own.start(unit)
     return unit, ()
 
 
@@ -365,34 +203,42 @@ _EVERYWHERE: dict[type[s.Event], Rule] = {
     s.Retire: retire,
     s.Ready: ready,
     s.Died: died,
+    s.Configured: own.configured,
     s.Tick: tick,
 }
 _WITHOUT_TRIAL: dict[type[s.Event], Rule] = {
-    s.Promote: promote,
-    s.Renew: no_lease,
-    s.Confirm: confirm_again,
-    s.Revert: revert_again,
+    s.MakeRoom: gaps.make_room,
+    s.Promote: trials.promote,
+    s.Renew: trials.no_lease,
+    s.Confirm: trials.confirm_again,
+    s.Revert: trials.revert_again,
     s.Broke: lambda unit, *_: (unit, ()),  # no trial is left to break, or to lapse
     s.Lapsed: lambda unit, *_: (unit, ()),
 }
-_IN_TRIAL: dict[type[s.Event], Rule] = {
-    s.Promote: promote_in_trial,
-    s.Renew: renew,
-    s.Confirm: confirm,
-    s.Revert: revert,
-    s.Broke: broke,
-    s.Lapsed: lapsed,
+_IN: dict[Phase, dict[type[s.Event], Rule]] = {
+    Phase.EMPTY: {s.MakeRoom: gaps.no_room_needed},
+    Phase.GAP: {s.Lapsed: gaps.lapsed},
+    Phase.TRIAL: {
+        s.MakeRoom: gaps.not_in_a_trial,
+        s.Promote: trials.promote_in_trial,
+        s.Renew: trials.renew,
+        s.Confirm: trials.confirm,
+        s.Revert: trials.revert,
+        s.Broke: trials.broke,
+        s.Lapsed: trials.lapsed,
+    },
 }
 ROWS: dict[tuple[Phase, type[s.Event]], Rule] = {
     (phase, event): rule
     for phase in Phase
-    for event, rule in {**_EVERYWHERE, **(_IN_TRIAL if phase is Phase.TRIAL else _WITHOUT_TRIAL)}.items()
+    for event, rule in {**_EVERYWHERE, **_WITHOUT_TRIAL, **_IN.get(phase, {})}.items()
 }
 
 
 def wake_at(unit: Unit) -> float | None:
     """When the unit wants a `Tick` at the latest (CLOCK_BOOTTIME), None for never."""
-    times = [unit.trial.deadline] if unit.trial else []
+    bounded = unit.trial or unit.gap
+    times = [bounded.deadline] if bounded else []
     if unit.retry_at:
         times.append(unit.retry_at)
     return min(times) if times else None

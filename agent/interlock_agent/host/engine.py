@@ -1,7 +1,7 @@
 """Carries out what the rules say: event -> row -> effects, one event of a unit at a time.
 
 Rules of the file:
-- It owns no rule and no I/O: `core` decides, ports act. Only `_step` changes a unit's state.
+- It owns no rule and no I/O: `core` decides, ports act (`effects.py`). Only `_step` changes a unit's state.
 - Events of one unit are serial (a lock); units are independent. What takes long (loading, measuring, draining) is
   never done under the lock, so that a death is dealt with at once.
 - A `must` effect that fails undoes the event (`io`) or is fed back; any other failed write is remembered and tried
@@ -12,22 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from interlock_agent.host import core, states
-from interlock_agent.host.following import Following
-from interlock_agent.host.messages import CODES, Loaded, Probe, Promoted, Samples
-from interlock_agent.host.ports import Clock, Events, Fronts, Hooks, Store, Upstream, Workers
+from interlock_agent.host.effects import Effects
+from interlock_agent.host.messages import CODES, Load, Loaded, Probe, Promoted, Reverted, Samples
+from interlock_agent.host.ports import Clock, Events, Fronts, Hooks, Store, Workers
 from interlock_agent.host.ports import WorkerError as Refused
 from interlock_agent.host.seat import Seat
-from interlock_agent.host.states import Effect
 
 log = logging.getLogger("interlock.host")
 
 LOOK_S = 1.0  # how often a lease is looked at: the loop's clock stands still in suspend
-LOST_MAX = 64  # dead workers that are remembered
 RETRY_WRITE_S = 1.0  # how soon a record that the disk refused is tried again
 
 
@@ -44,10 +42,10 @@ class Engine:
         self.seats: dict[str, Seat] = {}
         self.broken: list[str] = []  # state files that were set aside
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._lost: dict[str, str] = {}  # why workers died, for an order that comes too late
         self._configuring = asyncio.Lock()
-        record = states.Record(must=False)
-        self._following = Following(hooks, store, clock, self._spawn, lambda seat: self._try(seat, record), self._event)
+        world = (store, workers, fronts, clock, events, hooks)
+        self._effects = Effects(world, self._spawn, self._run_own, self._event)
+        self._following = self._effects.following
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -94,6 +92,7 @@ class Engine:
                 async with seat.lock:
                     seat.listen, seat.options = listen, options
                     await self._store.write(name, seat.document())
+                await self._event(seat, seat.configured)
                 self._following.catch_up(seat)
             return seat.address
 
@@ -115,9 +114,10 @@ class Engine:
         self.seats[name] = seat
         async with seat.lock:
             if (document or {}).get("address") != address:
-                await self._try(seat, states.Record(must=False))
+                await self._effects.do(seat, states.Record(must=False))
             for effect in effects:
-                await self._try(seat, effect)
+                await self._effects.do(seat, effect)
+            await self._step(seat, seat.configured)
         self._following.catch_up(seat)
         self._spawn(self._timer(seat))
         return seat
@@ -161,7 +161,7 @@ class Engine:
             if isinstance(effect, states.Answer):
                 answer = effect.ok
                 continue
-            failure = await self._try(seat, effect)
+            failure = await self._effects.do(seat, effect)
             if failure is None or not getattr(effect, "must", False):
                 continue
             if isinstance(effect, states.LinkLive):
@@ -184,71 +184,21 @@ class Engine:
         seat.wake.set()
         return answer
 
-    async def _try(self, seat: Seat, effect: Effect) -> OSError | None:
-        try:
-            await self._EFFECTS[type(effect)](self, seat, effect)
-        except OSError as failure:
-            log.error("unit=%s effect=%s failed: %s", seat.unit.name, effect, failure)
-            if isinstance(effect, states.Record) and not effect.must:
-                seat.unit = replace(seat.unit, unrecorded=True)
-            if isinstance(effect, states.LinkLive) and not effect.must:
-                seat.unit = replace(seat.unit, adrift=True)
-            if isinstance(effect, states.LinkConfirmed) and not effect.must:
-                seat.unit = replace(seat.unit, doubtful=True)
-            return failure
-        return None
-
-    async def _record(self, seat: Seat, effect: Any) -> None:
-        if seat.unit.doubtful and not seat.unit.trial:
-            raise OSError("the link `confirmed` has to be put right first")
-        await self._store.write(seat.unit.name, seat.document())
-        seat.unit = replace(seat.unit, unrecorded=False)
-
-    async def _link_live(self, seat: Seat, effect: Any) -> None:
-        await self._store.link(seat.unit.name, "live", effect.slot)
-        seat.unit = replace(seat.unit, adrift=False)
-        self._following.moved(seat)
-
-    async def _link_confirmed(self, seat: Seat, effect: Any) -> None:
-        await self._store.link(seat.unit.name, "confirmed", effect.slot)
-        seat.unit = replace(seat.unit, doubtful=False)
-
-    async def _serve(self, seat: Seat, effect: Any) -> None:
-        def upstream(name: str) -> Upstream | None:
-            worker = seat.unit.workers.get(name)
-            return Upstream(name, worker.release.name, worker.generation) if worker else None
-
-        await self._workers.serves(effect.live)
-        seat.counters = {} if seat.counters.get("worker") != effect.live else seat.counters
-        seat.drained = await self._fronts.serve(
-            seat.unit.name, upstream(effect.live), upstream(effect.standby), effect.drain_s
-        )
-
-    async def _start_worker(self, seat: Seat, effect: Any) -> None:
-        if effect.slot:  # the host's own; one that an order has started is awaited by the order
-            self._spawn(self._run_own(seat, effect.worker, effect.slot))
-
-    async def _end_worker(self, seat: Seat, effect: Any) -> None:
-        seat.folders.pop(effect.worker, None)
-        await self._workers.end(effect.worker)
-
-    async def _push(self, seat: Seat, effect: Any) -> None:
-        self._events.push(effect.event)
-
     async def _run_own(self, seat: Seat, worker: str, slot: str) -> None:
         known = seat.unit.workers.get(worker)
         if known is None:
             return
         folder = self._store.slot_folder(seat.unit.name, slot)
+        await self._effects.gone(seat)
         try:
-            await self._workers.start(worker, seat.unit.name, folder, known.generation, seat.options)
+            loaded = await self._workers.start(worker, seat.unit.name, folder, known.generation, seat.options)
         except Refused as failed:
             seat.trouble = str(failed)
             log.error("unit=%s worker=%s does not load: %s", seat.unit.name, worker, failed)
             await self._event(seat, states.Died(worker, str(failed)))
             return
         seat.trouble = ""
-        await self._event(seat, states.Ready(worker))
+        await self._event(seat, states.Ready(worker, loaded.start_s or loaded.load_s))
 
     # --- orders -------------------------------------------------------------------------------------------------
 
@@ -261,8 +211,9 @@ class Engine:
     def _owner(self, worker: str) -> Seat | None:
         return next((seat for seat in self.seats.values() if worker in seat.unit.workers), None)
 
-    async def load(self, unit: str, generation: int, folder: str, role: str, options: dict[str, Any]) -> Loaded:
+    async def load(self, order: Load) -> Loaded:
         """Start a worker on a sealed folder. Raises Refused."""
+        unit, generation, folder = order.unit, order.generation, order.folder
         seat = self._seat(unit)
         release = await self._store.seal_of(folder)
         if release is None:
@@ -271,17 +222,23 @@ class Engine:
             raise Refused("bad_request", f"{folder} holds {release.name}, not a release of {unit}")
         self._numbers += 1
         worker = f"{unit}-{generation}-{self._token}{self._numbers}"
-        await self._event(seat, states.Load(generation, worker, role, release))
+        await self._event(seat, states.Load(generation, worker, order.role, release, alone=order.gap_s > 0))
+
+        async def room() -> None:
+            room = (order.gap_s, order.expected_s, order.drain_max_s)
+            await self._event(seat, states.MakeRoom(generation, worker, *room))
+            await self._effects.gone(seat)
+
+        options = {**seat.options, **order.options, "role": order.role}
         try:
-            loaded = await self._workers.start(
-                worker, unit, folder, generation, {**seat.options, **options, "role": role}
-            )
+            alone = room if order.gap_s > 0 else None
+            loaded = await self._workers.start(worker, unit, folder, generation, options, alone)
         except Refused as failed:
             await self._event(seat, states.Died(worker, str(failed)))
-            raise
-        await self._event(seat, states.Ready(worker))
+            raise self._better(worker, failed) from None
+        await self._event(seat, states.Ready(worker, loaded.start_s or loaded.load_s))
         if worker not in seat.unit.workers:
-            raise Refused("unknown_worker", f"{worker} was superseded while it loaded")
+            raise self._better(worker, Refused("unknown_worker", f"{worker} was superseded while it loaded"))
         return loaded
 
     async def promote(
@@ -303,8 +260,8 @@ class Engine:
             await self._event(seat, states.Revert(generation, "hook_failed"))
             raise Refused("hook_failed", trouble)
         seat.must_serve(worker, generation)  # a hook takes long
-        seat.promoted = (worker, figures)
-        return figures
+        seat.promoted = (worker, replace(figures, gap_s=round(seat.gap_s, 6)))
+        return seat.promoted[1]
 
     async def renew(self, unit: str, generation: int) -> dict[str, Any]:
         """Extend the lease. Raises Refused."""
@@ -316,15 +273,19 @@ class Engine:
         await self._fronts.settle(unit)  # a death that the front has seen comes before the commit
         return await self._event(seat, states.Confirm(generation))
 
-    async def revert(self, unit: str, generation: int, reason: str) -> tuple[str, float]:
-        """End the trial; the release that serves now, and how long the switch took in ms. Raises Refused."""
+    async def revert(self, unit: str, generation: int, reason: str) -> Reverted:
+        """End the trial. Answered when somebody serves again, or the confirmed release cannot. Raises Refused."""
         seat = self._seat(unit)
         before = seat.unit.trial
         await self._event(seat, states.Revert(generation, reason))
         swap_ms = 0.0
         if before and before.generation == generation and seat.drained:
             swap_ms = (await asyncio.ensure_future(seat.drained)).swap_ms
-        return seat.release(seat.unit.live), swap_ms
+        while seat.unit.phase is states.Phase.STARTING and not seat.unit.retry_at:
+            answered = asyncio.ensure_future(seat.answered.wait())
+            await asyncio.wait({answered}, timeout=LOOK_S)
+            answered.cancel()
+        return Reverted(seat.release(seat.unit.live), swap_ms, round(seat.gap_s, 6) if seat.unit.live else 0.0)
 
     async def retire(self, worker: str, generation: int) -> None:
         """End a worker that serves nobody. Raises Refused."""
@@ -335,23 +296,36 @@ class Engine:
     def measured(self, worker: str, generation: int) -> str:
         """Fence an order to measure; the worker's id. Raises Refused."""
         seat = self._owner(worker)
-        if worker in self._lost:  # it died between two orders
-            code = self._lost[worker].partition(":")[0]
-            raise Refused(code if code in CODES else "worker_died", self._lost[worker])
+        if worker in self._effects.lost:  # it ended between two orders
+            raise self._better(worker, Refused("unknown_worker", ""))
         if seat is None or not seat.unit.workers[worker].ready:
             raise Refused("unknown_worker", f"no worker {worker}: it may have died")
         if generation < seat.unit.generation:
             raise Refused("stale_generation", f"generation {generation} is older than {seat.unit.generation}")
         return worker
 
+    def _better(self, worker: str, refused: Refused) -> Refused:
+        """What is known of a worker's end says more than that it is not there."""
+        known = self._effects.lost.get(worker)
+        if known is None or refused.code != "unknown_worker":
+            return refused
+        code = known.partition(":")[0]
+        return Refused(code if code in CODES else "worker_died", known)
+
     async def probe(self, order: Probe) -> Samples:
         """Measure latency. Raises Refused."""
         self.measured(order.worker, order.generation)
-        return await self._workers.probe(order)
+        try:
+            return await self._workers.probe(order)
+        except Refused as refused:
+            raise self._better(order.worker, refused) from None
 
     async def evaluate(self, worker: str, generation: int, timeout_s: float, answers: str = "") -> Any:
         """Run the golden set. Raises Refused."""
-        return await self._workers.evaluate(self.measured(worker, generation), timeout_s, answers)
+        try:
+            return await self._workers.evaluate(self.measured(worker, generation), timeout_s, answers)
+        except Refused as refused:
+            raise self._better(worker, refused) from None
 
     # --- what the world reports -----------------------------------------------------------------------------------
 
@@ -359,9 +333,7 @@ class Engine:
         """Its process ended, it hangs, or the front has lost it."""
         seat = self._owner(worker)
         if seat:
-            self._lost[worker] = reason
-            while len(self._lost) > LOST_MAX:
-                del self._lost[next(iter(self._lost))]
+            self._effects.remember(worker, reason)
             await self._event(seat, states.Died(worker, reason))
 
     def counted(self, unit: str, worker: str, counters: dict[str, Any]) -> None:
@@ -387,13 +359,3 @@ class Engine:
     def status(self) -> list[dict[str, Any]]:
         """`UnitStatus` of every unit, as documents, as it is decided now."""
         return [seat.status(self._workers.pid, self._clock.now()) for _, seat in sorted(self.seats.items())]
-
-    _EFFECTS: ClassVar[dict[type[Effect], Callable[[Engine, Seat, Any], Awaitable[None]]]] = {
-        states.Record: _record,
-        states.LinkLive: _link_live,
-        states.LinkConfirmed: _link_confirmed,
-        states.Serve: _serve,
-        states.StartWorker: _start_worker,
-        states.EndWorker: _end_worker,
-        states.Push: _push,
-    }

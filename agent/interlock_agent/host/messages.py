@@ -42,7 +42,14 @@ class Load:
     folder whose golden data this worker is judged on, so that a twin is measured on the candidate's items),
     `nice` (int: as in `Probe`, from the start on),
     `metrics` (list of str: plug-in metrics that the owner allows), `hook` (of `Configure` alone: how an application
-    that reads `live` is told, `{"command" | "systemd" and "action" | "http" | "triton", "timeout_s"}`).
+    that reads `live` is told, `{"command" | "systemd" and "action" | "http" | "triton", "timeout_s"}`), `spare` (of
+    `Configure` alone: `always` keeps a second worker of what is confirmed).
+
+    `gap_s` above 0: both do not fit beside each other. When the candidate is verified and only has to be opened, what
+    serves is ended (requests inside it end within `drain_max_s`). Nothing serves until this worker is promoted, for so
+    long at the most. Then, or with this worker's end, or with an order about another generation, the confirmed release
+    is loaded again, and orders about this worker are refused with `gap_over`. `expected_s`: what is told to clients.
+    An older host, which would load both, has no `UnitStatus.gap`.
     """
 
     unit: str
@@ -50,6 +57,9 @@ class Load:
     folder: str
     role: str
     options: dict[str, Any]
+    gap_s: float = 0.0
+    expected_s: float = 0.0
+    drain_max_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -226,14 +236,16 @@ class Promoted:
     drained: int
     cut: int  # requests still inside the old worker after drain_max_s
     swap_ms: float
+    gap_s: float = 0.0  # for how long nobody had answered before; 0 where somebody did
 
 
 @dataclass(frozen=True)
 class Reverted:
     """The confirmed release serves."""
 
-    release: str  # what serves now
+    release: str  # what serves now; "" where it could not be loaded
     swap_ms: float
+    gap_s: float = 0.0  # as in Promoted: how long it took to load the release again, where it did not stand by
 
 
 @dataclass(frozen=True)
@@ -271,6 +283,9 @@ class UnitStatus:
     ]  # of the last trial: {"generation", "outcome": "confirmed|reverted|interrupted", "reason", "at"}
     counters: dict[str, Any]  # Counters of the live worker
     workers: list[dict[str, Any]]  # [{"worker", "pid", "role", "release", "generation"}]
+    # `{"last_s"}`, how long nobody answered before who answers now; while nobody does on purpose also `{"generation",
+    # "expected_s", "left_s"}`. None from an older host.
+    gap: dict[str, Any] | None = None
 
 
 # --- events: host -> agent ------------------------------------------------------------------------------------
@@ -278,8 +293,10 @@ class UnitStatus:
 # {"event": "counters", "unit", "generation", "worker", "counters": {...}}     on change, at most every 100 ms; at once
 #                                                                              for a bad answer or an error
 # {"event": "worker_died", "unit", "worker", "role", "release", "reason"}      after it was handled
-# {"event": "serving", "unit", "release", "generation"}                        who answers has changed
-EVENTS = ("outcome", "counters", "worker_died", "serving")
+# {"event": "serving", "unit", "release", "generation", "gap_s"}               who answers has changed; for how long
+#                                                                              nobody had (absent while nobody does)
+# {"event": "gap", "unit", "generation", "expected_s", "at_most_s"}            nobody answers from now on, on purpose
+EVENTS = ("outcome", "counters", "worker_died", "serving", "gap")
 
 # --- error codes ----------------------------------------------------------------------------------------------
 CODES = {
@@ -300,6 +317,7 @@ CODES = {
     "lease_lapsed": "the lease of that generation has lapsed",
     "not_promotable": "the worker is a twin, or not ready",
     "no_golden": "the release has no golden data",
+    "gap_over": "the time in which nothing served is over; the confirmed release is loaded again",
     "bad_request": "the order is malformed",
     "protocol": "no protocol version in common",
     "io": "the host could not write its state; nothing was changed",

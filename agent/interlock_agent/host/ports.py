@@ -8,7 +8,7 @@ Rules of the file:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,9 +64,18 @@ class Store(Protocol):
 class Workers(Protocol):
     """Processes with a loaded model each."""
 
-    async def start(self, worker: str, unit: str, folder: str, generation: int, options: dict[str, Any]) -> Loaded:
+    async def start(
+        self,
+        worker: str,
+        unit: str,
+        folder: str,
+        generation: int,
+        options: dict[str, Any],
+        room: Callable[[], Awaitable[None]] | None = None,
+    ) -> Loaded:
         """Start one and wait until it has loaded. Raises WorkerError; then no process is left. From the return on
-        the end of the process is reported to the engine as `worker_died`."""
+        the end of the process is reported to the engine as `worker_died`. `room` is awaited when it is verified,
+        before the model is opened; its WorkerError ends the worker."""
 
     async def probe(self, order: Probe) -> Samples:
         """Raises WorkerError; a worker that hangs is killed."""
@@ -80,6 +89,9 @@ class Workers(Protocol):
     async def end(self, worker: str) -> None:
         """Begin to end its process, also while it starts; does not wait. An unknown one is no error."""
 
+    async def gone(self, worker: str) -> None:
+        """Wait until the process of one that was told to end has gone; at once for an unknown one."""
+
     def pid(self, worker: str) -> int:
         """Its process id, 0 when it has none."""
 
@@ -91,11 +103,18 @@ class Fronts(Protocol):
         """Listen and start the front; the address that clients use. Raises OSError."""
 
     async def serve(
-        self, unit: str, live: Upstream | None, standby: Upstream | None, drain_s: float
+        self,
+        unit: str,
+        live: Upstream | None,
+        standby: Upstream | None,
+        drain_s: float,
+        wait_s: float = 0.0,
+        expected_s: float = 0.0,
     ) -> Awaitable[Promoted]:
         """Switch. Returns when new requests go to `live`; what is returned is awaited for the end of the former
         one's requests. With `drain_s` 0 those are given to `live` at once. The front that dies is replaced, and
-        the last order repeated."""
+        the last order repeated. Without `live` requests wait for `wait_s` at the least; those that cannot are told to
+        come again in `expected_s`."""
 
     async def settle(self, unit: str) -> None:
         """Return when everything that the front knew when asked has been reported to the engine (bounded)."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from interlock_agent.host.messages import Counters, Promoted
 from interlock_agent.host.ports import WorkerError
-from interlock_agent.host.states import Release, Unit
+from interlock_agent.host.states import Configured, Release, Unit
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Seat:
     options: dict[str, Any] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    folders: dict[str, str] = field(default_factory=dict)  # of workers that orders have started
+    leaving: dict[str, asyncio.Task[None] | None] = field(default_factory=dict)  # workers that are being ended
     drained: Awaitable[Promoted] | None = None
     promoted: tuple[str, Promoted] | None = None  # worker and the figures of its switch, to be told again
     counters: dict[str, Any] = field(default_factory=dict)
@@ -37,6 +37,24 @@ class Seat:
     watching: asyncio.Task[str] | None = None  # looks whether what was told still holds
     hook_again: asyncio.Task[str] | None = None  # waits to try it again
     trouble: str = ""  # what kept the confirmed release from starting
+    nobody_since: float = 0.0  # when the last one that answered was taken away; 0: somebody answers, or nobody ever has
+    answers: str = ""  # worker
+    gap_s: float = 0.0  # for how long nobody had answered before that one did
+    answered: asyncio.Event = field(default_factory=asyncio.Event)  # somebody answers
+
+    def nobody(self, now: float) -> None:
+        """Nobody answers from now on."""
+        if self.answers:
+            self.nobody_since = now
+        self.answers = ""
+        self.answered.clear()
+
+    def somebody(self, worker: str, now: float) -> None:
+        """That one does."""
+        if worker != self.answers:
+            self.gap_s = now - self.nobody_since if self.nobody_since else 0.0
+        self.answers, self.nobody_since = worker, 0.0
+        self.answered.set()
 
     def release(self, worker: str) -> str:
         """The release of a worker, "" when there is no such worker."""
@@ -60,6 +78,11 @@ class Seat:
     def hook(self) -> dict[str, Any]:
         """The owner's, empty where he has none."""
         return dict(self.options.get("hook") or {})
+
+    @property
+    def configured(self) -> Configured:
+        """What of the owner's word the rules have to know."""
+        return Configured(spare=self.options.get("spare") == "always")
 
     @property
     def served(self) -> tuple[str, Release | None]:
@@ -108,7 +131,16 @@ class Seat:
                 }
                 for worker in unit.workers.values()
             ],
+            "gap": self._gap(now),
             "crashes": unit.crashes,
             "trouble": self.trouble,
             "hook_trouble": self.hook_trouble,
         }
+
+    def _gap(self, now: float) -> dict[str, Any]:
+        """`messages.UnitStatus.gap`."""
+        gap = self.unit.gap
+        told = {"last_s": round(self.gap_s, 6)}
+        if gap is None:
+            return told
+        return {**told, "generation": gap.generation, "expected_s": gap.expected_s, "left_s": gap.deadline - now}

@@ -24,6 +24,7 @@ class Phase(str, Enum):
     EMPTY = "empty"  # nothing is confirmed, nothing serves
     STARTING = "starting"  # a release is confirmed, its worker is being loaded (again); requests wait
     SERVING = "serving"  # the confirmed release serves
+    GAP = "gap"  # it has made room for a candidate that is loaded and judged: nothing serves, requests wait
     TRIAL = "trial"  # a candidate serves and is watched; the confirmed release stands by, if there is one
 
 
@@ -52,6 +53,20 @@ class Worker:
     generation: int
     release: Release
     ready: bool = False
+    since: float = 0.0  # when it was ready
+    load_s: float = 0.0  # how long it took to be
+
+
+@dataclass(frozen=True)
+class Gap:
+    """While nothing serves, since the confirmed release and `worker` do not fit beside each other. It ends at
+    `deadline` at the latest, with the confirmed release, whatever becomes of the agent; it is never made longer."""
+
+    generation: int
+    worker: str
+    began: float
+    deadline: float
+    expected_s: float  # as it was told beforehand
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,10 @@ class Unit:
     live: str = ""  # worker ids; "" when there is none
     standby: str = ""
     trial: Trial | None = None
+    gap: Gap | None = None
     outcome: Outcome | None = None
+    spare: bool = False  # the owner wants a second worker of the confirmed release, warm
+    load_s: float = 0.0  # how long the confirmed release's worker took to load
     workers: dict[str, Worker] = field(default_factory=dict)
     crashes: int = 0  # of the confirmed release's worker, one after the other
     live_since: float = 0.0
@@ -138,11 +156,23 @@ class Order(Event):
 
 @dataclass(frozen=True)
 class Load(Order):
-    """Start `worker` on a folder; the engine has read its seal."""
+    """Start `worker` on a folder; the engine has read its seal. `alone`: `MakeRoom` follows before it is opened."""
 
     worker: str
     role: str
     release: Release
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class MakeRoom(Order):
+    """`worker` is verified and about to be opened: end what serves first, for `gap_s` at the most. Requests inside it
+    may end within `drain_max_s`, which is part of that."""
+
+    worker: str
+    gap_s: float
+    expected_s: float
+    drain_max_s: float
 
 
 @dataclass(frozen=True)
@@ -182,9 +212,10 @@ class Retire(Order):
 
 @dataclass(frozen=True)
 class Ready(Event):
-    """A worker has loaded its model."""
+    """A worker has loaded its model, in `load_s`."""
 
     worker: str
+    load_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -204,7 +235,14 @@ class Broke(Event):
 
 @dataclass(frozen=True)
 class Lapsed(Event):
-    """The lease of the trial has lapsed."""
+    """The lease of the trial has lapsed, or the time of the gap is up."""
+
+
+@dataclass(frozen=True)
+class Configured(Event):
+    """The owner's word on how the unit is served."""
+
+    spare: bool
 
 
 @dataclass(frozen=True)
@@ -212,7 +250,10 @@ class Tick(Event):
     """Time has passed."""
 
 
-EVENTS: tuple[type[Event], ...] = (Load, Promote, Renew, Confirm, Revert, Retire, Ready, Died, Broke, Lapsed, Tick)
+EVENTS: tuple[type[Event], ...] = (
+    *(Load, MakeRoom, Promote, Renew, Confirm, Revert, Retire),
+    *(Ready, Died, Broke, Lapsed, Configured, Tick),
+)
 
 # --- effects ----------------------------------------------------------------------------------------------------
 
@@ -249,11 +290,14 @@ class LinkConfirmed(Effect):
 @dataclass(frozen=True)
 class Serve(Effect):
     """Tell the front who is live and who stands by. `drain_s`: requests inside the former live worker may end
-    within that time; 0: they are taken from it at once and given to the new one."""
+    within that time; 0: they are taken from it at once and given to the new one. With nobody live requests wait for
+    `wait_s` at the least; those that cannot are told to come again in `expected_s`."""
 
     live: str
     standby: str
     drain_s: float = 0.0
+    wait_s: float = 0.0
+    expected_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -266,9 +310,12 @@ class StartWorker(Effect):
 
 @dataclass(frozen=True)
 class EndWorker(Effect):
-    """End a worker's process; one that has gone is no error."""
+    """End a worker's process; one that has gone is no error. `drained`: when the requests inside it have ended, as the
+    `Serve` before says. `why`: for orders about it that come later, `code: words`."""
 
     worker: str
+    drained: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -144,11 +144,19 @@ class ProcessFronts:
         return futures
 
     async def serve(
-        self, unit: str, live: Upstream | None, standby: Upstream | None, drain_s: float
+        self,
+        unit: str,
+        live: Upstream | None,
+        standby: Upstream | None,
+        drain_s: float,
+        wait_s: float = 0.0,
+        expected_s: float = 0.0,
     ) -> Awaitable[Promoted]:
         """Switch; what is returned is awaited for the end of the former one's requests."""
         front = self._fronts[unit]
         front.order = {"live": self._document(live), "standby": self._document(standby)}
+        if live is None:
+            front.order |= {"wait_s": wait_s, "expected_s": expected_s}
         if front.child is None:  # the next one begins with this order
             return _nothing()
         switched, drained = self._ask(front, {"serve": {**front.order, "drain_s": drain_s}}, "switched", "drained")

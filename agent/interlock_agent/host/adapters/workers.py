@@ -64,7 +64,15 @@ class ProcessWorkers:
         name = hashlib.sha256(worker.encode()).hexdigest()[:16]
         return str(self._sockets / f"{name}.sock"), self._concurrency
 
-    async def start(self, worker: str, unit: str, folder: str, generation: int, options: dict[str, Any]) -> Loaded:
+    async def start(
+        self,
+        worker: str,
+        unit: str,
+        folder: str,
+        generation: int,
+        options: dict[str, Any],
+        room: Callable[[], Awaitable[None]] | None = None,
+    ) -> Loaded:
         """Start and load. Raises WorkerError; then no process is left."""
         python = str(options.get("worker_python") or self._python)
         threads = str(max(1, int(options.get("threads") or DEFAULT_THREADS)))
@@ -85,11 +93,20 @@ class ProcessWorkers:
         self._asking[worker] = asyncio.Lock()
         await asyncio.to_thread(bounds.bind, child.pid)
         await self._be_nice(worker, max(0, int(options.get("nice") or 0)))
-        options = {**options, "memory_limit_bytes": bounds.owner, "memory_now_bytes": bounds.own}
+        bound = {"memory_limit_bytes": bounds.owner, "memory_now_bytes": bounds.own}
+        options = {**options, **bound, "hold": room is not None}
         fields = {"worker": worker, "folder": folder, "generation": generation, "options": options}
         child.send({"load": {**fields, "socket": self.upstream(worker)[0]}})
         try:
-            answer = await self._answer(worker, child, float(options.get("load_timeout_s") or LOAD_TIMEOUT_S))
+            timeout_s = float(options.get("load_timeout_s") or LOAD_TIMEOUT_S)
+            answer = await self._answer(worker, child, timeout_s)
+            if room is not None:  # it has verified all, and holds
+                held = time.monotonic()
+                await room()
+                began += time.monotonic() - held
+                await asyncio.to_thread(bounds.widen, child.pid, options)
+                child.send({"open": True})
+                answer = await self._answer(worker, child, timeout_s)
             start_s = time.monotonic() - began
             loaded = from_fields(Loaded, {**answer, "worker": worker, "pid": child.pid, "start_s": start_s})
             if worker in self._unwanted:
@@ -194,6 +211,12 @@ class ProcessWorkers:
         if child:
             self._unwanted.add(worker)
             child.end()
+
+    async def gone(self, worker: str) -> None:
+        """Until its process has gone."""
+        child = self._children.get(worker)
+        if child:
+            await asyncio.shield(child.ended)
 
     def pid(self, worker: str) -> int:
         """Its process id, 0 when it has none."""

@@ -14,6 +14,7 @@ Rules of the file:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Router:
         self._waiting: deque[Exchange] = deque()
         self._waiting_bytes = 0
         self._without_since = self._loop.time()  # when there was no live worker any more
+        self._patient_until, self._expected_at = 0.0, 0.0  # as the host has told, where it knows why there is none
         self._suspects: set[Exchange] = set()  # inside a worker, after another one died on them
         self._draining: list[Draining] = []
         self.refused = 0
@@ -83,7 +85,17 @@ class Router:
         if self.live:
             self.live.counters["refused"] += 1
             self._changed(self.live)
-        exchange.client.fail(exchange, 503, code, message, retry_after=1)
+        exchange.client.fail(exchange, 503, code, message, retry_after=self.retry_s)
+
+    @property
+    def retry_s(self) -> int:
+        """When somebody who cannot wait may come again."""
+        left = 0.0 if self.live else self._expected_at - self._loop.time()
+        return max(1, math.ceil(left))
+
+    def without_until(self, wait_s: float, expected_s: float) -> None:
+        """While there is no live worker: how long requests wait for one at the least, and when it is expected."""
+        self._patient_until, self._expected_at = self._loop.time() + wait_s, self._loop.time() + expected_s
 
     def cancel(self, exchange: Exchange) -> None:
         """Its client has gone."""
@@ -211,6 +223,8 @@ class Router:
                 upstream.lost(f"no answer within {self._answer_s:g} s")
         limit = BUSY_S if self.live else self._no_worker_s
         late = [e for e in self._waiting if now - max(e.arrived, 0.0 if self.live else self._without_since) > limit]
+        if not self.live and now < self._patient_until:
+            late = []
         for exchange in late:
             self._waiting.remove(exchange)
             self._waiting_bytes -= len(exchange.body)

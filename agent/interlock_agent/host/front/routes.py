@@ -53,8 +53,10 @@ _MODEL: dict[tuple[bytes, ...], tuple[bytes, int]] = {
 }
 
 
-def route(request: Request, model: str, version: str, ready: bool) -> Operation | Sharing | Reply:
-    """What a request asks for. `ready`: a worker is live; `version`: of this program."""
+def route(request: Request, model: str, version: str, ready: bool, retry_s: int = 1) -> Operation | Sharing | Reply:
+    """What a request asks for. `ready`: a worker is live; if none is, one may be in `retry_s`. `version`: of this
+    program."""
+    later = b"Retry-After: %d\r\n" % retry_s
     path = request.target.split(b"?", 1)[0]
     parts = tuple(unquote_to_bytes(part) for part in path.strip(b"/").split(b"/"))
     if parts[0] != b"v2" or (len(parts) == 2 and parts[1] not in (b"health", b"models")):
@@ -65,7 +67,7 @@ def route(request: Request, model: str, version: str, ready: bool) -> Operation 
         (b"v2", b"health", b"ready"): (
             200 if ready else 503,
             {"ready": ready},
-            b"" if ready else b"Retry-After: 1\r\n",
+            b"" if ready else later,
         ),
     }
     if parts in server:
@@ -88,7 +90,7 @@ def route(request: Request, model: str, version: str, ready: bool) -> Operation 
     if request.method != method:
         return _not_allowed(method)
     if op == OP_READY and not ready:
-        return 503, {"name": model, "ready": False}, b"Retry-After: 1\r\n"
+        return 503, {"name": model, "ready": False}, later
     return _operation(request, op, asked)
 
 

@@ -104,7 +104,7 @@ class Service:
 
     def route(self, request: Request) -> routes.Operation | routes.Sharing | routes.Reply:
         """What a request asks for."""
-        return routes.route(request, self._unit, __version__, self.router.live is not None)
+        return routes.route(request, self._unit, __version__, self.router.live is not None, self.router.retry_s)
 
     def share(self, exchange: Exchange, asked: routes.Sharing) -> None:
         """Register or end regions, or tell of them; answered when it holds, in every worker too."""
@@ -160,6 +160,7 @@ class Service:
             live, standby = standby, None
         drain_s = float(order.get("drain_s") or 0.0)
         before = self.router.live
+        self.router.without_until(float(order.get("wait_s") or 0.0), float(order.get("expected_s") or 0.0))
         draining = self.router.switch(live, standby, drain=drain_s > 0)
         swap_ms = (self.now() - began) * 1000
         self._send({"re": number, "switched": {"swap_ms": swap_ms}})

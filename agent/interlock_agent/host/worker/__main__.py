@@ -14,6 +14,7 @@ import resource
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from interlock_agent.host.lifeline import die_with_parent
@@ -39,9 +40,9 @@ def limit(options: dict[str, Any]) -> None:
 
 
 class Worker:
-    """A loaded release. Raises LoadError when it cannot be."""
+    """A loaded release. `hold` waits for the host's word that it may be opened. Raises LoadError when it cannot be."""
 
-    def __init__(self, order: dict[str, Any]) -> None:
+    def __init__(self, order: dict[str, Any], hold: Callable[[], None] = lambda: None) -> None:
         began = time.perf_counter()
         options = order.get("options") or {}
         self._folder = Folder(order["folder"])
@@ -71,6 +72,10 @@ class Worker:
         except ImportError as error:
             raise LoadError("load_failed", f"{sys.executable}: {error}") from None
         options["serve"] = serve
+        if options.get("hold"):  # what serves makes room for it: as late, and for as short a time, as can be
+            verified = time.perf_counter()
+            hold()
+            began += time.perf_counter() - verified
         self._engine = self._prepare_engines(backend.Session, options)
         self._session: Any = backend.Session(path, options)
         # While it is judged, another form's engines in this folder may be those of the one that will serve.
@@ -140,6 +145,14 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     die_with_parent(int(sys.argv[2]))
     worker: Worker | None = None
+
+    def hold() -> None:
+        send_document(control, {"ok": {"held": True}})
+        try:
+            read_document(control)
+        except (EOFError, OSError):
+            os._exit(0)
+
     while True:
         try:
             question = read_document(control)
@@ -148,7 +161,7 @@ def main() -> None:
         try:
             if worker is None:
                 limit(question["load"].get("options") or {})
-                worker = Worker(question["load"])
+                worker = Worker(question["load"], hold)
                 answer = worker.loaded()
             else:
                 answer = worker.answer(question)

@@ -1,7 +1,8 @@
 """Run as the Python of workers: the real worker, which does what a file beside the release's folder says.
 
 `FOLDER.how` holds `WHERE HOW`: in `load`, `evaluate` or `probe`, it ends by a signal (`crash`), never answers (`hang`),
-takes memory until it is refused some (`memory`), or loses 10 kB in each inference (`leak`, of `probe`).
+takes memory until it is refused some (`memory`), takes its host with it (`host`), or loses 10 kB in each inference
+(`leak`, of `probe`). `serve leak`: it loses 4 MB in each request of an application, once it has loaded.
 """
 
 from __future__ import annotations
@@ -17,9 +18,22 @@ from typing import Any
 del sys.path[0]  # this folder's modules are not a worker's
 
 from interlock_agent.host.worker import __main__ as worker  # noqa: E402
+from interlock_agent.host.worker import inference  # noqa: E402
 
 TAKEN = 16 * 2**20
-LOST: list[bytes] = []
+LOST: list[bytes | bytearray] = []
+
+
+def leak(folder: str) -> None:
+    """From now on, in each request."""
+    file, infer = Path(folder + ".how"), inference.infer
+    if file.exists() and file.read_text().split() == ["serve", "leak"]:
+
+        def leaking(*arguments: Any, **named: Any) -> Any:
+            LOST.append(bytearray(b"x" * (4 << 20)))
+            return infer(*arguments, **named)
+
+        inference.infer = leaking
 
 
 def misbehave(folder: str, where: str, runs: int = 0) -> None:
@@ -32,6 +46,8 @@ def misbehave(folder: str, where: str, runs: int = 0) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     while how == "hang":
         time.sleep(60)
+    if how == "host":
+        os.kill(os.getppid(), signal.SIGKILL)
     if how == "leak":
         LOST.extend(b"x" * (10_000 + number % 7) for number in range(runs))
     taken = []
@@ -45,6 +61,7 @@ class Misbehaving(worker.Worker):
     def __init__(self, order: dict[str, Any], hold: Callable[[], None] = lambda: None) -> None:
         self._where = str(order["folder"])
         super().__init__(order, hold)
+        leak(self._where)
         misbehave(self._where, "load")
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:

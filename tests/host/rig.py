@@ -174,11 +174,11 @@ class Rig:
         status = await self.agent.status()
         slot = "b" if status["confirmed_slot"] == "a" else "a"
         version = model.get("version", f"1.{generation}.0")
-        await asyncio.to_thread(self._place, self.state / "incoming" / f"{generation}-{version}", slot)
+        await asyncio.to_thread(self.place, self.state / "incoming" / f"{generation}-{version}", slot)
         await self.agent.order(messages.Promote(UNIT, generation, worker, slot, lease_s, drain_max_s))
         return str(worker)
 
-    def _place(self, folder: Path, slot: str) -> None:
+    def place(self, folder: Path, slot: str) -> None:
         self.slots.mkdir(parents=True, exist_ok=True)
         target = self.slots / slot
         if target.exists():

@@ -70,7 +70,7 @@ async def test_every_dtype_in_json_and_in_bytes(rig: Rig) -> None:
     every_dtype(folder / "model.onnx")
     models.seal(folder, UNIT, "2.0.0", 2)
     worker = (await rig.agent.order(messages.Load(UNIT, 2, str(folder), "candidate", {})))["worker"]
-    await asyncio.to_thread(rig._place, folder, "b")
+    await asyncio.to_thread(rig.place, folder, "b")
     await rig.agent.order(messages.Promote(UNIT, 2, worker, "b"))
     values: dict[str, Any] = {name: np.array([1, 0, 7], triton.triton_to_np_dtype(name)) for name in NUMBERS}
     values["BYTES"] = np.array(["a", "", "ü"], dtype=object)

@@ -43,7 +43,7 @@ async def test_a_switch_and_a_revert_by_way_of_a_gap_lose_nothing(rig: Rig) -> N
         assert former not in rig.children()
         assert (status["live"], status["ready"], status["gap"]["generation"]) == ("", False, 2)
         assert 0 < status["gap"]["left_s"] < GAP_S
-        rig._place(rig.state / "incoming" / "2-1.2.0", "b")
+        rig.place(rig.state / "incoming" / "2-1.2.0", "b")
         begun = await rig.agent.order(messages.Promote(UNIT, 2, candidate["worker"], "b"))
         assert 0 < begun["gap_s"] < GAP_S
         await load.served()

@@ -221,7 +221,7 @@ async def test_a_worker_that_was_given_up_writes_nothing(rig: Rig, shared: Path)
         await registered(c, "a", shared)
         asked = asyncio.create_task(c.ask(asking(at("a"), at("a", 16, 64))))
         worker = (await rig.load(2))["worker"]
-        await asyncio.to_thread(rig._place, rig.state / "incoming" / "2-1.2.0", "b")
+        await asyncio.to_thread(rig.place, rig.state / "incoming" / "2-1.2.0", "b")
         promoted = await rig.agent.order(messages.Promote(UNIT, 2, worker, "b", 30.0, 0.2))
         assert promoted["cut"] == 1
         assert (await asked).release == "filetype/1.2.0"

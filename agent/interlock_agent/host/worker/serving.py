@@ -3,7 +3,7 @@
 Rules of the file:
 - Threads and blocking sockets: inference releases the interpreter lock, and one thread does a request from its first
   byte to its last without handing it over.
-- A failing request is an answer, never the end of the worker.
+- A failing request is an answer; the end of the worker is what it cannot get over (fatal.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from interlock_agent.host.wire import (
     WRITE,
     read_exactly,
 )
-from interlock_agent.host.worker import inference
+from interlock_agent.host.worker import fatal, inference
 from interlock_agent.host.worker.errors import BadRequest
 from interlock_agent.host.worker.inference import Answer, Asker, Model
 from interlock_agent.host.worker.memory import Region, Regions
@@ -102,6 +102,11 @@ class Serving:
             return inference.error(refused)
         except Exception as failure:  # noqa: BLE001 - whatever the runtime throws, the client gets an answer
             traceback.print_exc(file=sys.stderr)
+            end = fatal.why(failure)
+            if end:
+                sys.stderr.write(f"{end}\n")
+                sys.stderr.flush()
+                os._exit(fatal.EXIT)  # the request inside is asked again, elsewhere
             text = f"{type(failure).__name__}: {failure}"[:500]
             return inference.error(BadRequest(500, "inference_failed", text))
 

@@ -25,6 +25,7 @@ from interlock_agent.adapters.hardware import LocalHardware
 from interlock_agent.adapters.host_client import HostClient
 from interlock_agent.adapters.identity import Identity
 from interlock_agent.adapters.journal import SqliteJournal
+from interlock_agent.adapters.probes import OwnersProbes
 from interlock_agent.adapters.programs import OwnersPrograms
 from interlock_agent.adapters.slots import SlotFolders
 from interlock_agent.adapters.systemd import notify
@@ -32,6 +33,7 @@ from interlock_agent.config import Config
 from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.description import Describer
 from interlock_agent.engine import Engine
+from interlock_agent.guard import Guard
 from interlock_agent.link import Link
 from interlock_agent.local_api import LocalApi
 from interlock_agent.ports import Ports, Stored
@@ -56,9 +58,10 @@ class Agent:
         self.hardware = LocalHardware(state)
         self.fetcher = FetcherProcess(state, identity.device, identity.facts, self.clock, Stored())
         world = (self.clock, self.journal, self.host, self.slots, self.fetcher, self.hardware)
-        self.ports = Ports(*world, identity, OwnersPrograms())
+        self.ports = Ports(*world, identity, OwnersPrograms(), OwnersProbes())
         self.engine = Engine(self.ports, config, identity.device)
         self.describer = Describer(self.engine, self.ports, self.host, config)
+        self.guard = Guard(self.engine, self.ports, config)
         self.control = ControlSocket(
             run / "agent.sock", LocalApi(self.engine, self.ports, self.slots, self.describer.status).handle
         )
@@ -85,6 +88,7 @@ class Agent:
             await self.link.resume()
         await self._check_fingerprint()
         await self.control.start()
+        self._spawn(self.guard.run())
         self._spawn(self._keep_floor())
         self._spawn(self._feed_watchdog())
         notify("READY=1")

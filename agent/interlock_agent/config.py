@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from interlock_agent.core.gate import window
 from interlock_agent.core.gate.limits import OwnerLimits
+from interlock_agent.core.probes import APPLICATION, Probe
 from interlock_shared.base import Name, describe
 from interlock_shared.errors import Invalid
 from interlock_shared.gates import Concurrency, Limit, Quantile, Stage
@@ -123,20 +124,84 @@ class UnitTrial(_Section):
     drain_max_s: float = Field(default=DRAIN_MAX_S, ge=0)
 
 
+SystemdUnit = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9:_.@\\-]{0,254})?$")]  # a unit of the system
+Url = Annotated[str, Field(pattern=r"^(https?://[^/\s]+\S*)?$")]
+
+
+def _is_one_of_three(command: object, systemd: str, http: str, name: str) -> None:
+    if sum(bool(one) for one in (command, systemd, http)) != 1:
+        raise ValueError(f"one of {name}, systemd and http")
+
+
+class OwnersProbe(_Section):
+    """How the application beside a model is looked at, while a release is on trial and after it: one of the three."""
+
+    name: Name
+    exec: Command = ()  # well where it exits with 0
+    http: Url = ""  # a GET; well where it answers 200 to 399
+    systemd: SystemdUnit = ""  # well where it is active
+    required: bool = True  # one that is not is told, and takes nothing back
+    period_s: float = Field(default=10.0, ge=0.1)
+    timeout_s: float = Field(default=5.0, ge=0.1)
+    failure_threshold: int = Field(default=3, ge=1)  # in a row
+    success_threshold: int = Field(default=1, ge=1)  # in a row, to be well (again)
+    initial_delay_s: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> OwnersProbe:
+        _is_one_of_three(self.exec, self.systemd, self.http, "exec")
+        return self
+
+    def probe(self) -> Probe:
+        """As the watch takes it."""
+        kind = "exec" if self.exec else "http" if self.http else "systemd"
+        return Probe(
+            name=f"{kind}_{self.name}",
+            kind=kind,
+            period_s=self.period_s,
+            timeout_s=self.timeout_s,
+            failure_threshold=self.failure_threshold,
+            success_threshold=self.success_threshold,
+            initial_delay_s=self.initial_delay_s,
+            required=self.required,
+            settings={"target": list(self.exec) or self.http or self.systemd},
+        )
+
+
+class UnitHealth(_Section):
+    """What the owner adds to the checks of a release, and what follows when a confirmed one turns bad."""
+
+    probes: tuple[OwnersProbe, ...] = ()
+    application: Literal["heard", "required"] = "heard"  # whether a trial waits for its word; see `health`
+    late_revert: Literal["auto", "alarm"] = "auto"  # back to the previous confirmed release, or an alarm alone
+    late_period_s: float = Field(default=10.0, ge=0.1)  # after the confirmation no check is asked more often
+    late_failures: int = Field(default=3, ge=1)  # and none is bad after fewer failures in a row
+
+    @model_validator(mode="after")
+    def _each_once(self) -> UnitHealth:
+        if len({probe.name for probe in self.probes}) != len(self.probes):
+            raise ValueError("probes: a name occurs twice")
+        return self
+
+    def owners(self) -> tuple[Probe, ...]:
+        """The owner's probes, and the application's word, which holds as soon as it is said."""
+        word = Probe(APPLICATION, APPLICATION, 0.1, 1.0, settings={"must_speak": self.application == "required"})
+        return (*(probe.probe() for probe in self.probes), word)
+
+
 class Hook(_Section):
     """How an application that reads the model's files is told that `live` has moved: one of the three. A hook that
     fails is a failed switch, and the device goes back."""
 
     command: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    systemd: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9:_.@\\-]{0,254})?$")  # a unit of the system
+    systemd: SystemdUnit = ""
     action: Literal["reload", "restart", "reload-or-restart", "try-restart"] = "reload-or-restart"  # for `systemd`
-    http: str = Field(default="", pattern=r"^(https?://[^/\s]+\S*)?$")  # gets a POST
+    http: Url = ""  # gets a POST
     timeout_s: float = Field(default=10.0, gt=0)
 
     @model_validator(mode="after")
     def _is_one(self) -> Hook:
-        if sum(bool(one) for one in (self.command, self.systemd, self.http)) != 1:
-            raise ValueError("one of command, systemd and http")
+        _is_one_of_three(self.command, self.systemd, self.http, "command")
         return self
 
 
@@ -176,6 +241,7 @@ class Unit(_Section):
     load_timeout_s: float = Field(default=120.0, gt=0)
     gate: UnitGate = UnitGate()
     trial: UnitTrial = UnitTrial()
+    health: UnitHealth = UnitHealth()
     hook: Hook | None = None  # for an application that reads `live`
     triton: Triton | None = None  # a server that loads what is live
 

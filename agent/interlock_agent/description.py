@@ -91,7 +91,12 @@ class Describer:
             "assignment": attempt.wish.assignment if attempt else None,
             "manifest_sha256": attempt.wish.manifest_sha256 if attempt else None,
             "fallback": installed[spare] if host.get("confirmed_slot") else None,
+            "alarm": self._alarm(record.unit).get("check"),
         }
+
+    def _alarm(self, unit: str) -> dict[str, Any]:
+        """What is wrong with the confirmed release, which stays; empty when nothing is."""
+        return dict((self._engine.stored.meta.get("alarms") or {}).get(unit) or {})
 
     def _offered(self, record: UnitRecord) -> str | None:
         """What the server wants; while a file is being taken up, what that offers."""
@@ -143,6 +148,8 @@ class Describer:
         for name, unit in units.items():
             unit["until"] = _waits_until(self._engine.record(name))
             unit["progress"] = self._engine.shared.progress.get(name)
+            unit["checks"] = self._engine.shared.checks.get(name, [])
+            unit["alarmed"] = self._alarm(name) or None
             unit["host"] = self._units.get(name)
         link = None if self.broker is None else {"connected": self.broker.connected, "trouble": self.broker.trouble}
         document["link"] = link

@@ -152,6 +152,11 @@ class Engine:
             await self._order(unit, Event.ROLLBACK, reason="rolled_back")
             return self.record(unit)
 
+    async def turned_bad(self, unit: str, check: str, seen: dict[str, Any]) -> None:
+        """A required check of the confirmed release failed: back to the previous one. Raises NotFound, Busy, Later."""
+        async with self._lock(unit):
+            await self._order(unit, Event.TURNED_BAD, reason=check, data=seen)
+
     async def again(self, payload_sha256: str) -> list[str]:
         """A person has decided: the units that waited for one over this payload go on. Their names."""
         woken = []
@@ -187,12 +192,20 @@ class Engine:
     def _lock(self, unit: str) -> asyncio.Lock:
         return self._locks.setdefault(unit, asyncio.Lock())
 
-    async def _order(self, unit: str, event: Event, *, wish: Wish | None = None, reason: str = "") -> None:
+    async def _order(
+        self,
+        unit: str,
+        event: Event,
+        *,
+        wish: Wish | None = None,
+        reason: str = "",
+        data: dict[str, Any] | None = None,
+    ) -> None:
         self._refuse(unit, event)
         await self._halt(unit)
         try:
             self._refuse(unit, event)  # the runner may have got one step further while it ended
-            self._run(unit, await self._apply(unit, Happened(event, reason=reason), wish))
+            self._run(unit, await self._apply(unit, Happened(event, reason=reason, data=data or {}), wish))
         except (Later, NotFound):  # nothing has happened: what was under way goes on
             self._runners[unit] = asyncio.create_task(self._go_on(unit), name=f"unit {unit}")
             raise
@@ -329,8 +342,11 @@ class Engine:
         following = max(before.generation, self._floors.get(before.unit, 0)) + 1
         if wish is not None:
             after = replace(after, attempt=Attempt(wish), generation=following)
-        elif happened.event is Event.ROLLBACK and phase is Phase.RESTORING:
-            after = wishes.restoring(after, following)
+        elif happened.event in (Event.ROLLBACK, Event.TURNED_BAD) and phase is Phase.RESTORING:
+            seen = happened.data if happened.event is Event.TURNED_BAD else None
+            after = wishes.restoring(after, following, seen)
+        elif before.phase == Phase.RESTORING.value and happened.event is Event.REFUSED:
+            after = replace(after, previous=None)  # what cannot be restored is no fallback
         elif after.attempt is not None and phase is Phase.ACCEPTED:
             after = replace(after, generation=following)  # tried again: a new generation
         if happened.changes and after.attempt is not None:

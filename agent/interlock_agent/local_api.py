@@ -10,12 +10,14 @@ from typing import Any
 
 from interlock_agent.adapters.slots import SlotFolders
 from interlock_agent.contract_desk import ContractDesk
+from interlock_agent.core.readings import Word
 from interlock_agent.core.records import UnitRecord, Wish
 from interlock_agent.core.states import RESTING, Phase
 from interlock_agent.engine import Engine
 from interlock_agent.ports import Ports
 from interlock_shared.base import Name
 from interlock_shared.errors import Incompatible, Invalid, NotFound, Refused
+from interlock_shared.limits import EVENT_NOTE_MAX
 
 Tell = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -43,6 +45,7 @@ class LocalApi:
             "forgive": self._forgive,
             "contract": self._contract,
             "wait": self._wait,
+            "health": self._health,
         }
 
     async def handle(self, op: str, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
@@ -174,6 +177,15 @@ class LocalApi:
         if "accept" in fields:
             return await self._contracts.accept(record, candidate, str(fields["accept"]))
         return await self._contracts.look(record, candidate)
+
+    async def _health(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        """The application's word about what serves; it holds until the next word, the next switch, the agent's end."""
+        del descriptor, tell
+        unit, healthy, message = self._unit(fields), fields.get("healthy"), fields.get("message", "")
+        if not isinstance(healthy, bool) or not isinstance(message, str):
+            raise Invalid("health needs healthy (true or false), and message is a text", field="healthy")
+        self._engine.shared.words[unit] = Word(healthy, message[:EVENT_NOTE_MAX])
+        return {"unit": unit, "healthy": healthy, "phase": self._engine.record(unit).phase}
 
     async def _wait(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
         """Until the unit is in one of `phases`, for at most `timeout_s`."""

@@ -189,6 +189,9 @@ class Hardware(Protocol):
     def process(self, pid: int) -> Mapping[str, int]:
         """Memory of a process, where it is told: `peak_bytes`, `resident_bytes` and `gpu_bytes` now."""
 
+    def gpu_faults(self) -> int | None:
+        """Critical faults (Xid) that the driver has told of since it was first asked; None where it tells of none."""
+
     def energy_j(self) -> float | None:
         """A counter in joules of what this device tells, which never runs backwards; None where it tells nothing."""
 
@@ -218,6 +221,24 @@ class Programs(Protocol):
         """In a folder. Raises Later (`no_command`)."""
 
 
+class Probes(Protocol):
+    """Looks at an application, or at a model's own address. Each says what is wrong, "" when all is well; whoever calls
+    bounds its time, and what it has started ends when it is cancelled."""
+
+    async def exec(self, command: Sequence[str], facts: Mapping[str, str]) -> str:
+        """Run it. `facts`: `UNIT`, `RELEASE`; it gets them as `INTERLOCK_…`, and little else."""
+
+    async def http(self, url: str) -> str:
+        """GET; well is 200 to 399."""
+
+    async def systemd(self, unit: str) -> str:
+        """Whether a unit of the system is active."""
+
+    async def ready(self, address: str, model: str) -> str:
+        """Whether a model's worker answers at its address (`HOST:PORT`, `unix:/path`). Raises Refused where this
+        process may not ask."""
+
+
 class Signer(Protocol):
     """The device's key."""
 
@@ -237,3 +258,4 @@ class Ports:
     hardware: Hardware
     signer: Signer
     programs: Programs
+    probes: Probes

@@ -186,6 +186,9 @@ class UnitReport(Report):
     assignment: str | None = None
     manifest_sha256: str | None = None
     fallback: str | None = None  # version in the spare slot, when it is intact
+    alarm: str | None = (
+        None  # the check that a confirmed release fails, when it stays for want of another, or by policy
+    )
 
 
 class Reported(Report):
@@ -240,6 +243,8 @@ EVENT_KINDS = {
     "superseded": "a newer wish took its place",
     "quarantined": "this payload is not tried again here until told to",
     "rolled_back": "the owner went back to the previous confirmed release",
+    "unhealthy": "a confirmed release turned bad; data says what was seen, data.action what follows: revert, or alarm",
+    "recovered": "the alarm of a confirmed release is over",
     "state_lost": "the journal could not be read and was rebuilt from the seals",
     "refused": "a document was ignored: foreign, replayed, expired, unsigned",
 }

@@ -15,6 +15,7 @@ from interlock_shared import canonical
 from interlock_shared.base import FileName, Finite, Name, Sha256, Signed, Timestamp, Version, check_speakable, validate
 from interlock_shared.errors import Invalid
 from interlock_shared.gates import Gates, Golden, Parity, check_gates
+from interlock_shared.health import Health
 from interlock_shared.limits import (
     FILE_MAX_BYTES,
     FILES_MAX,
@@ -191,25 +192,6 @@ class File(Signed):
         return self
 
 
-class Check(Signed):
-    """One health check of the trial, in the manner of a Kubernetes probe."""
-
-    check: Literal["worker_alive", "error_rate", "non_finite"]
-    max: Finite = Field(default=0.0, ge=0)  # of the figure the check looks at
-    required: bool = True
-
-
-DEFAULT_CHECKS = (Check(check="worker_alive"), Check(check="error_rate", max=0.01), Check(check="non_finite"))
-
-
-class Health(Signed):
-    """The trial: how long, how many requests, and what is watched."""
-
-    min_seconds: Finite = Field(default=10.0, ge=0, le=86_400)
-    min_requests: int = Field(default=20, ge=0, le=1_000_000)
-    checks: tuple[Check, ...] = DEFAULT_CHECKS
-
-
 class Provenance(Signed):
     """Where the model comes from; for people and for audits."""
 
@@ -258,7 +240,16 @@ class Manifest(Signed):
             if unknown:
                 raise ValueError(f"variant {variant.name}: parity: no such output: {', '.join(sorted(unknown))}")
         self._golden_fits(names)
+        self._health_fits()
         return self
+
+    def _health_fits(self) -> None:
+        outputs = {tensor.name for tensor in self.signature.outputs}
+        for check in self.health.checks:
+            if check.output is not None and check.output not in outputs:
+                raise ValueError(f"health: {check.name}: no such output")
+            if check.check == "golden" and self.golden is None:
+                raise ValueError("health: a golden check, and there are no golden items")
 
     def _golden_fits(self, names: list[str]) -> None:
         if self.golden is None:

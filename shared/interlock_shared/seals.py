@@ -37,6 +37,7 @@ def seal(manifest: Manifest, manifest_sha256: str, variant: str, generation: int
             "renamed": manifest.signature.renamed,
             "compiled_context": chosen.compiled_context,
             "custom_ops": list(chosen.custom_ops),
+            "sanity": manifest.health.sanity(),
         },
         "golden": golden,
         "files": [

@@ -28,7 +28,7 @@ from interlock_shared.gates import Stage
 from interlock_shared.manifest import Manifest
 from tests.agent.material import UNIT, digest_of, record, the_manifest, wish
 from tests.fakes.disk import Disk
-from tests.fakes.fetcher import FakeFetcher, FakeHardware, Shelf
+from tests.fakes.fetcher import FakeFetcher, FakeHardware, FakeProbes, Shelf
 from tests.fakes.journal import FakeJournal, Memory
 from tests.fakes.slots import FakeSlots
 
@@ -128,7 +128,9 @@ class Bench:
             self.disk.symlink(f"slots/{UNIT}/confirmed", "a")
         fetcher = FakeFetcher(self.disk, Shelf({}, {}, self._nothing))
         journal = FakeJournal(Memory(), "press-7")
-        ports = Ports(Clock(), journal, self.host, self.slots, fetcher, FakeHardware(), self.key, OwnersPrograms())
+        ports = Ports(
+            Clock(), journal, self.host, self.slots, fetcher, FakeHardware(), self.key, OwnersPrograms(), FakeProbes()
+        )
         stored = Stored()
         self.shared = Shared(ports, config or Config(), "press-7", stored, fingerprint={"gpu": "none"})
         self.shared.fingerprint_sha256 = "f" * 64

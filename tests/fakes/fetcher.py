@@ -146,6 +146,10 @@ class FakeHardware:
         del pid
         return {}
 
+    def gpu_faults(self) -> int | None:
+        """No GPU."""
+        return None
+
     def energy_j(self) -> float | None:
         """Nothing to tell."""
         return None
@@ -157,6 +161,36 @@ class FakeSigner:
     def sign_verdict(self, verdict: Any) -> bytes:
         """Its content, to be looked at."""
         return json.dumps({"payload": verdict.model_dump(mode="json", by_alias=True)}).encode()
+
+
+class FakeProbes:
+    """The Probes port. `wrong[target]`: what is wrong with a command's first word, an address, a unit, a model."""
+
+    def __init__(self, wrong: dict[str, str] | None = None) -> None:
+        self.wrong = wrong if wrong is not None else {}
+        self.asked: list[str] = []
+
+    def _say(self, target: str) -> str:
+        self.asked.append(target)
+        return self.wrong.get(target, "")
+
+    async def exec(self, command: Sequence[str], facts: Mapping[str, str]) -> str:
+        """By its first word."""
+        del facts
+        return self._say(command[0])
+
+    async def http(self, url: str) -> str:
+        """By its address."""
+        return self._say(url)
+
+    async def systemd(self, unit: str) -> str:
+        """By its name."""
+        return self._say(unit)
+
+    async def ready(self, address: str, model: str) -> str:
+        """By the model's name."""
+        del address
+        return self._say(model)
 
 
 class NoPrograms:

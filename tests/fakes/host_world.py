@@ -29,6 +29,7 @@ class Conduct:
     dies_after: float = -1.0
     non_finite_after: float = -1.0
     dies_in_gate: bool = False
+    bad_after: float = -1.0  # it answers NaN from then on, in a trial and after it, whoever has started it
 
 
 @dataclass
@@ -97,7 +98,7 @@ class FakeWorkers:
         one = 1000.0 * conduct.ratio * (0.5 + 2 * self.dice() if conduct.noise else 1.0)
         return Samples([int(one)] * runs, [int(one)] * runs, 1000, elapsed_ns=int(one) * runs // order.concurrency)
 
-    async def evaluate(self, worker: str, timeout_s: float, answers: str = "") -> Evaluation:
+    async def evaluate(self, worker: str, timeout_s: float, answers: str = "", items: int = 0) -> Evaluation:
         """The golden set by its conduct."""
         conduct = self._alive(worker).conduct
         await asyncio.sleep(0.05)
@@ -123,6 +124,10 @@ class FakeWorkers:
     def pid(self, worker: str) -> int:
         """Some number."""
         return 1 if worker in self.running else 0
+
+    def said(self, worker: str) -> list[str]:
+        """Its last words."""
+        return [f"{worker} says nothing"] if worker in self.running else []
 
 
 @dataclass

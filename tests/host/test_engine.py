@@ -85,7 +85,7 @@ class World:
     async def probe(self, order: Probe) -> Samples:
         return Samples([1] * order.runs, [1] * order.runs, 0)
 
-    async def evaluate(self, worker: str, timeout_s: float, answers: str = "") -> Evaluation:
+    async def evaluate(self, worker: str, timeout_s: float, answers: str = "", items: int = 0) -> Evaluation:
         return Evaluation(0, [], {}, 0.0, 0)
 
     async def serves(self, worker: str) -> None:
@@ -99,6 +99,9 @@ class World:
 
     def pid(self, worker: str) -> int:
         return 1
+
+    def said(self, worker: str) -> list[str]:
+        return []
 
     async def open(self, unit: str, listen: str) -> str:
         if "open" in self.fails:

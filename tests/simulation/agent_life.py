@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interlock_agent.adapters.host_client import HostClient
-from interlock_agent.config import Config, Unit, UnitGate, UnitTrial
+from interlock_agent.config import Config, Unit, UnitGate, UnitHealth, UnitTrial
 from interlock_agent.core.records import Wish
 from interlock_agent.core.states import RESTING, Phase
 from interlock_agent.description import Describer
 from interlock_agent.engine import Engine
+from interlock_agent.guard import Guard
 from interlock_agent.host import messages
 from interlock_agent.link import Link
 from interlock_agent.ports import Ports
 from interlock_shared import canonical
 from interlock_shared.errors import InterlockError
-from tests.fakes.fetcher import FakeFetcher, FakeHardware, FakeSigner, NoPrograms
+from tests.fakes.fetcher import FakeFetcher, FakeHardware, FakeProbes, FakeSigner, NoPrograms
 from tests.fakes.journal import FakeJournal
 from tests.fakes.loop import VirtualClock
 from tests.fakes.slots import FakeSlots
@@ -131,13 +132,15 @@ class AgentLife(Life):
         fetcher = FakeFetcher(machine.disk, machine.server.shelf, self.point)
         self.hardware = FakeHardware()
         world = (self.clock, self.journal, self.host, self.slots, fetcher, self.hardware)
-        self.ports = Ports(*world, FakeSigner(), NoPrograms())
+        self.ports = Ports(*world, FakeSigner(), NoPrograms(), FakeProbes())
         trial = UnitTrial(lease_s=machine.lease_s, drain_max_s=1.0)
+        health = UnitHealth(late_period_s=1.0, late_failures=2)
         gate = UnitGate(inconclusive_max=2, inconclusive_wait_s=5.0, window=machine.window)
-        self.config = Config(units={releases.UNIT: Unit(trial=trial, gate=gate)})
+        self.config = Config(units={releases.UNIT: Unit(trial=trial, gate=gate, health=health)})
         self.engine = Engine(self.ports, self.config, DEVICE)
         self.engine.on_fault = lambda unit, fault: machine.truth.note(f"{self.name}: a fault: {fault!r}")
         self.describer = Describer(self.engine, self.ports, self.host, self.config)
+        self.guard = Guard(self.engine, self.ports, self.config)
         self.broker = SimBroker(self)
         self.link = Link(self.ports, self.engine, self.broker, self.describer.reported, 900.0)
 
@@ -154,6 +157,7 @@ class AgentLife(Life):
         self.describer.on_serving = self.link.changed
         await self.engine.start()
         self.spawn(self.link.run(), name="life link")
+        self.spawn(self.guard.run(), name="life guard")
         await self.link.resume()
         self.ready = True
         self.machine.server.greet(self)

@@ -63,6 +63,7 @@ class HostLife(Life):
         world = (self.store, self.workers, self.fronts, self.clock, self.control)
         self.engine = Engine(*world, f"l{number}-", NoHooks())
         self.clients: list[Any] = []
+        self.bad: set[str] = set()  # workers that have turned bad, or will
 
     def _fails(self, what: str) -> None:
         if self.machine.faults.host_disk():
@@ -97,9 +98,12 @@ class HostLife(Life):
         self.machine.truth.switched(unit, live)
         running = self.workers.running.get(live.worker) if live else None
         seat = self.engine.seats.get(unit)
-        if live is None or running is None or seat is None or seat.unit.trial is None:
+        if live is None or running is None or seat is None:
             return
-        if seat.unit.trial.worker == live.worker:
+        if running.conduct.bad_after >= 0 and live.worker not in self.bad:
+            self.bad.add(live.worker)
+            self.spawn(self._turn_bad(unit, live.worker))
+        if seat.unit.trial is not None and seat.unit.trial.worker == live.worker:
             self.spawn(self._behave(unit, live.worker))
 
     async def _behave(self, unit: str, worker: str) -> None:
@@ -110,6 +114,19 @@ class HostLife(Life):
         if conduct.non_finite_after >= 0:
             await asyncio.sleep(conduct.non_finite_after)
             self.engine.counted(unit, worker, {"requests": 5, "errors": 0, "non_finite": 1, "last_errors": []})
+
+    async def _turn_bad(self, unit: str, worker: str) -> None:
+        """One answer a second, and from some moment on each is NaN, as long as it serves."""
+        bad_from = self.machine.loop.virtual + self.workers.running[worker].conduct.bad_after
+        requests = bad = 0
+        while worker in self.workers.running:
+            await asyncio.sleep(1.0)
+            live = self.fronts.serving.get(unit)
+            if live is None or live.worker != worker:
+                continue  # a front counts for whoever answers
+            requests, bad = requests + 1, bad + (self.machine.loop.virtual >= bad_from)
+            figures = {"requests": requests, "errors": 0, "non_finite": bad, "last_errors": ["non_finite_output"]}
+            self.engine.counted(unit, worker, figures)
 
     async def kill_worker(self, worker: str) -> None:
         """SIGKILL of a worker: the front's standby answers, the engine is told."""

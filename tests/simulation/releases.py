@@ -55,6 +55,9 @@ CATALOGUE: dict[str, tuple[Manifest, Conduct]] = {
     "3.0.0": (manifest("3.0.0"), Conduct(dies_after=0.5)),  # its worker dies in the trial
     "3.1.0": (manifest("3.1.0", content="3.0.0"), Conduct(dies_after=0.5)),  # the same bytes again
     "3.2.0": (manifest("3.2.0"), Conduct(non_finite_after=0.4)),
+    "4.0.0": (manifest("4.0.0"), Conduct(bad_after=4.0)),  # long after its trial
+    "4.1.0": (manifest("4.1.0"), Conduct(bad_after=15.0)),
+    "4.2.0": (manifest("4.2.0", content="4.0.0"), Conduct(bad_after=4.0)),  # the same bytes again
     "9.0.0": (manifest("9.0.0"), Conduct()),  # not signed
 }
 FORGED = frozenset({"9.0.0"})

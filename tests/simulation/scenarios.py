@@ -26,6 +26,12 @@ def phase(machine: Machine) -> str:
     return str(record.phase) if record is not None else "idle"
 
 
+def confirmed(machine: Machine) -> str:
+    """The version that the journal says to be confirmed."""
+    record = machine.journal.record(UNIT)
+    return record.confirmed.version if record is not None and record.confirmed is not None else ""
+
+
 async def first_install(machine: Machine) -> None:
     """On a device that has nothing."""
     await roll_out(machine, "1.0.0")
@@ -108,6 +114,22 @@ async def night(machine: Machine) -> None:
     await roll_out(machine, "1.1.0")
 
 
+async def late_revert(machine: Machine) -> None:
+    """A confirmed release turns bad: back to the one before; the same bytes come again under another number."""
+    await first_install(machine)
+    await roll_out(machine, "4.0.0")
+    await until(machine, lambda: confirmed(machine) == "1.0.0", 30.0, 0.3)
+    await roll_out(machine, "4.2.0")
+
+
+async def late_alarm(machine: Machine) -> None:
+    """The one before it has turned bad, too: the second that does stays, and alarms."""
+    await roll_out(machine, "4.1.0")
+    await roll_out(machine, "4.0.0")
+    await until(machine, lambda: confirmed(machine) == "4.1.0", 30.0, 0.3)
+    await until(machine, lambda: bool(machine.journal.meta.get("alarms")), 40.0, 0.3)
+
+
 async def late_orders(machine: Machine) -> None:
     """Every order of older generations arrives once more, late: a stray process, a copy of a message."""
     await upgrade(machine)
@@ -135,11 +157,11 @@ async def person(machine: Machine, work: Callable[[Machine], Awaitable[None]]) -
     return asked.result() if done and not asked.cancelled() else "killed"
 
 
-async def until(machine: Machine, holds: Callable[[], bool], limit_s: float = 30.0) -> bool:
+async def until(machine: Machine, holds: Callable[[], bool], limit_s: float = 30.0, every_s: float = 0.02) -> bool:
     """Wait for something that a cut may keep from ever being so: then go on all the same."""
     end = machine.loop.virtual + limit_s
     while not holds() and machine.loop.virtual < end:  # noqa: ASYNC110 - virtual time costs nothing
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(every_s)
     return holds()
 
 
@@ -157,6 +179,7 @@ SCENARIOS: dict[str, Scenario] = {
         rollback,
         sideload,
         night,
+        late_revert,
         late_orders,
     )
 }

@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation.machine import run
 from tests.simulation.releases import UNIT
-from tests.simulation.scenarios import SCENARIOS
+from tests.simulation.scenarios import SCENARIOS, late_alarm
 
 pytestmark = pytest.mark.simulation
 
@@ -22,14 +22,24 @@ ENDS = {
     "cancelled": ("cancelled", "1.0.0", ["accepted", "staged", "cancelled"]),
     "rollback": ("confirmed", "1.0.0", [*INSTALLED, "switched", "rolled_back"]),
     "night": ("confirmed", "1.1.0", [*INSTALLED[:2], "waiting", *INSTALLED]),
+    "late_revert": (
+        "failed",
+        "1.0.0",
+        [*INSTALLED, "unhealthy", "switched", "reverted", "accepted", "failed"],
+    ),
+    "late_alarm": ("confirmed", "4.1.0", [*INSTALLED, "unhealthy", "switched", "reverted", "unhealthy"]),
     "sideload": ("confirmed", "1.0.0", []),
     "late_orders": ("confirmed", "1.1.0", INSTALLED),
 }
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+# Told once: what is its own in them is little, and every point of it would take long.
+STORIES = SCENARIOS | {"late_alarm": late_alarm}
+
+
+@pytest.mark.parametrize("name", STORIES)
 def test_the_story_ends_as_it_should(name: str) -> None:
-    machine = run(SCENARIOS[name])
+    machine = run(STORIES[name])
     phase, version, told = ENDS[name]
     record = machine.journal.record(UNIT)
     assert (record.phase, record.confirmed.version) == (phase, version), machine.describe()

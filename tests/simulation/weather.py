@@ -11,7 +11,7 @@ from tests.simulation.releases import UNIT
 from tests.simulation.scenarios import person, phase, roll_out, until
 
 GOOD = ("1.0.0", "1.1.0", "1.2.0", "1.1.0", "1.2.0", "1.1.0", "1.2.0")
-VERSIONS = (*GOOD, "2.0.0", "2.1.0", "2.2.0", "2.3.0", "2.4.0", "3.0.0", "3.1.0", "3.2.0", "9.0.0")
+VERSIONS = (*GOOD, "2.0.0", "2.1.0", "2.2.0", "2.3.0", "2.4.0", "3.0.0", "3.1.0", "3.2.0", "4.0.0", "4.2.0", "9.0.0")
 
 
 @dataclass

@@ -218,6 +218,10 @@ class LocalHardware:
         }
         return {name: size for name, size in told.items() if size is not None}
 
+    def gpu_faults(self) -> int | None:
+        """Critical faults that the driver has told of; None where there is no GPU that does."""
+        return self._gpu.faults() if self._gpu is not None else None
+
     def energy_j(self) -> float | None:
         """GPU and CPU packages, or the rails of a Jetson."""
         return self._meter.read_j()

@@ -34,6 +34,7 @@ COMMANDS = (
     change.install,
     change.rollback,
     change.forgive,
+    change.health,
 )
 for _command in COMMANDS:
     app.command()(_command)

@@ -1,8 +1,9 @@
-"""`install`, `rollback`, `forgive`: what changes a device by hand."""
+"""`install`, `rollback`, `forgive`, `health`: what changes a device by hand."""
 
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,34 @@ def rollback(
     if answer["phase"] == "reverted":  # out of a trial: that was the wish
         answer["phase"] = "confirmed"
     output.end(answer, as_json)
+
+
+class Says(str, Enum):
+    """How an application says that the model is."""
+
+    OK = "ok"
+    BAD = "bad"
+
+
+def health(
+    model: Annotated[str, typer.Argument(help="The model.")],
+    says: Annotated[Says, typer.Argument(help="How it is.")],
+    message: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    as_json: output.AsJson = False,
+    config: output.ConfigPath = None,
+) -> None:
+    """The application's word about the release that serves: `bad` takes it back, in its trial and after it.
+
+    A trial waits for `ok` where the owner has set `health.application = "required"`. The word holds until the next one,
+    the next switch, or the end of the agent.
+
+    Example: interlock-agent health detector bad --message "no detections for 60 s"
+    """
+    answer = output.ask(config, "health", as_json, unit=model, healthy=says is Says.OK, message=message)
+    if as_json:
+        output.print_json(answer)
+        return
+    output.out.print(f"{answer['unit']} ({answer['phase']}): {says.value}")
 
 
 def forgive(

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from interlock_agent.cli import output
 
+COLOURED = {"passing": "[green]{}[/]", "failing": "[red]{}[/]", "unavailable": "[yellow]{}[/]"}
 FACTS = ("offered", "confirmed", "running", "fallback", "address")
 
 
@@ -40,11 +41,35 @@ def status(as_json: output.AsJson = False, config: output.ConfigPath = None) -> 
         for what, trouble in (("does not start", seen.get("trouble")), ("hook", seen.get("hook_trouble"))):
             if trouble:
                 output.out.print(f"[red]{escape(name)}[/] {what}: {escape(trouble)}", soft_wrap=True)
+        _show_health(name, unit)
     for note in document["notes"]:
         output.out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for entry in document["quarantine"]:
         text = f"{entry['version']} ({entry['payload_sha256'][:12]}…): {entry['reason']} at {entry['at']}"
         output.out.print(f"[red]quarantine[/] {escape(text)}", soft_wrap=True)
+
+
+def _show_health(name: str, unit: dict[str, Any]) -> None:
+    """The alarm; every check while a trial runs, and those that are not well after it."""
+    alarm = unit.get("alarmed")
+    if alarm:
+        text = f"{alarm['check']} since {alarm['at']}: {alarm['message']} ({alarm['why'].replace('_', ' ')})"
+        output.out.print(f"[red]alarm[/] {escape(name)} {escape(text)}", soft_wrap=True)
+    checks = unit.get("checks") or []
+    shown = checks if unit["phase"] == "trial" else [one for one in checks if one["outcome"] == "failing"]
+    if not shown:
+        return
+    output.out.print(f"\n{escape(name)}: checks", style="bold")
+    rows = [
+        (
+            escape(one["check"]) + ("" if one["required"] else " (wanted)"),
+            COLOURED.get(one["outcome"], "{}").format(one["outcome"]),
+            *("" if one.get(key) is None else f"{one[key]:.4g}" for key in ("figure", "limit")),
+            escape(one.get("message") or ""),
+        )
+        for one in shown
+    ]
+    output.show_table(("check", "outcome", "figure", "limit", "last"), rows, optional=("figure", "limit", "last"))
 
 
 def _why(unit: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from interlock_agent.core.states import Phase
 
-ORIGINS = ("rollout", "sideload", "rollback")
+ORIGINS = ("rollout", "sideload", "rollback", "late")
+GOES_BACK = ("rollback", "late")  # to the previous confirmed release: the owner wants it, or the newer one turned bad
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Installed:
     manifest_sha256: str
     payload_sha256: str
     slot: str
+    fingerprint: str = ""  # under which it was confirmed here
+    assignment: str = ""  # the server's wish that brought it; "" when it was none of the server's
+    felt: dict[str, float] = field(default_factory=dict)  # latency of the release before it, in ms by quantile
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Attempt:
     failed_check: str = ""  # why it was rejected or reverted, as the quarantine needs it
     failed_at: float = 0.0  # when a check of the trial failed: CLOCK_BOOTTIME, for the time until the device was back
     seen: dict[str, Any] = field(default_factory=dict)  # what was seen then; journaled before the revert
+    felt: dict[str, float] = field(default_factory=dict)  # latency that was felt before the switch: ms by quantile
 
 
 @dataclass(frozen=True)

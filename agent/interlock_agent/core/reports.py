@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from interlock_agent.core.records import UnitRecord
+from interlock_agent.core.records import Installed, UnitRecord
 from interlock_agent.core.states import Event, Phase
 from interlock_shared.limits import EVENT_NOTE_MAX
 
@@ -38,18 +38,44 @@ def reports(before: UnitRecord, after: UnitRecord, happened: Told, at: str) -> t
     """Outbox entries of a transition: the verdict first, then the phase that was entered."""
     phase = Phase(after.phase)
     entries = []
+    if happened.event is Event.TURNED_BAD:
+        data = {**happened.data, "action": "revert"}
+        entries.append(of_installed("unhealthy", after, before.confirmed, at, happened.reason, data))
     if "envelope" in happened.data:
         entries.append(_entry("verdict", after, happened, at, {"envelope": happened.data["envelope"]}))
     kind = ENTERED.get(phase)
     if kind and (before.phase != after.phase or before.generation != after.generation):
         if phase is Phase.CONFIRMED and happened.event not in (Event.YES, Event.ALREADY):
             kind = None  # back from judging the live release again: the verdict has told it
-        if kind == "confirmed" and after.attempt is not None and after.attempt.wish.origin == "rollback":
+        origin = after.attempt.wish.origin if after.attempt is not None else ""
+        if kind == "confirmed" and origin == "rollback":
             kind = "rolled_back"
-        if kind:
+        if kind == "confirmed" and origin == "late":
+            entries.append(_left(after, at))
+        elif kind:
             data = {key: value for key, value in happened.data.items() if key != "envelope"}
             entries.append(_entry(kind, after, happened, at, data))
     return tuple(entries)
+
+
+def _left(after: UnitRecord, at: str) -> dict[str, Any]:
+    """The confirmed release was taken back, late: told of the one that was left, so that its result is reopened."""
+    seen = after.attempt.seen if after.attempt is not None else {}
+    serves = after.confirmed.version if after.confirmed else ""
+    return of_installed("reverted", after, after.previous, at, str(seen.get("check", "")), {**seen, "serves": serves})
+
+
+def of_installed(
+    kind: str, record: UnitRecord, what: Installed | None, at: str, reason: str, data: dict[str, Any]
+) -> dict[str, Any]:
+    """An event about a release in a slot, under the server's wish that brought it."""
+    entry: dict[str, Any] = {"kind": kind, "at": at, "unit": record.unit, "generation": record.generation}
+    entry |= {"reason": reason[:EVENT_NOTE_MAX], "data": data}
+    if what is not None:
+        entry |= {"version": what.version, "manifest_sha256": what.manifest_sha256}
+        entry["assignment"] = what.assignment or None
+        entry["origin"] = "rollout" if what.assignment else "sideload"
+    return entry
 
 
 def _entry(kind: str, record: UnitRecord, happened: Told, at: str, data: dict[str, Any]) -> dict[str, Any]:

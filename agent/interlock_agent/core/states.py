@@ -28,7 +28,7 @@ class Phase(str, Enum):
     CONFIRMING = "confirming"  # the host was asked to confirm
     CONFIRMED = "confirmed"  # the confirmed slot holds it
     REGATING = "regating"  # the device changed under the confirmed release: judged again
-    RESTORING = "restoring"  # the owner wants the previous confirmed release back: it is being loaded
+    RESTORING = "restoring"  # the previous confirmed release is wanted back: it is being loaded
     REVERTING = "reverting"  # the trial failed; the host was asked to go back
     REVERTED = "reverted"  # the device went back
     INTERRUPTED = "interrupted"  # the trial ended without a judgement
@@ -45,6 +45,7 @@ class Event(str, Enum):
     ALREADY = "already"  # what is wanted is what is confirmed and runs
     WISH = "wish"  # a release is wanted (desired document, or a file)
     ROLLBACK = "rollback"  # the owner wants the previous confirmed release
+    TURNED_BAD = "turned-bad"  # a required check of the confirmed release failed: the previous one is wanted
     BEGIN = "begin"  # its start inside the spread has come
     FETCHED = "fetched"  # complete, verified, sealed beside the slots
     GATE_FREE = "gate-free"  # this unit's turn at the gate; spends one try
@@ -171,6 +172,9 @@ ROWS: dict[tuple[Phase, Event], Row] = {
 for _phase in (*RESTING, _P.INTERRUPTED):
     ROWS[(_phase, _E.WISH)] = Row(_P.ACCEPTED, (_F.SPREAD,))
     ROWS[(_phase, _E.ROLLBACK)] = Row(_P.RESTORING, (_F.RESTORE,), remembers=True)
+# One that turns bad is not kept for what may come next: only a release that has passed is left to take its place.
+for _phase in (*RESTING, _P.INTERRUPTED, *(phase for phase in BEFORE_SWITCH if phase is not _P.PASSED)):
+    ROWS[(_phase, _E.TURNED_BAD)] = Row(_P.RESTORING, (_F.RETIRE, _F.RESTORE), remembers=True)
 for _phase in (*BEFORE_SWITCH, _P.INTERRUPTED):
     ROWS[(_phase, _E.CANCEL)] = Row(_P.CANCELLED, _END)
     ROWS[(_phase, _E.SUPERSEDE)] = Row(_P.SUPERSEDED, _END)

@@ -66,18 +66,20 @@ def from_seals(unit: str, seals: dict[str, dict[str, Any]], confirmed_slot: str)
     return UnitRecord(unit, phase=Phase.CONFIRMED.value, generation=generation, confirmed=now, reason="rebuilt")
 
 
-def restoring(record: UnitRecord, generation: int) -> UnitRecord:
-    """The record of a rollback to the previous confirmed release: a new generation, from the spare slot."""
+def restoring(record: UnitRecord, generation: int, seen: dict[str, Any] | None = None) -> UnitRecord:
+    """The record on its way back to the previous confirmed release, from the spare slot: a new generation. `seen`: what
+    was found wrong with the release that is left; None where the owner wants it so."""
     previous = record.previous
     if previous is None:
         raise ValueError(f"{record.unit}: nothing to go back to")
+    origin = "rollback" if seen is None else "late"
     wish = Wish(
         version=previous.version,
         manifest_sha256=previous.manifest_sha256,
-        assignment=f"rollback-{generation}",
-        origin="rollback",
+        assignment=f"{origin}-{generation}",
+        origin=origin,
     )
-    attempt = Attempt(wish, payload_sha256=previous.payload_sha256, slot=previous.slot)
+    attempt = Attempt(wish, payload_sha256=previous.payload_sha256, slot=previous.slot, seen=seen or {})
     return replace(record, attempt=attempt, generation=generation)
 
 
@@ -86,7 +88,16 @@ def confirmed(record: UnitRecord, fingerprint_sha256: str) -> UnitRecord:
     attempt = record.attempt
     if attempt is None:
         return record
-    now = Installed(attempt.wish.version, attempt.wish.manifest_sha256, attempt.payload_sha256, attempt.slot)
+    wish = attempt.wish
+    now = Installed(
+        version=wish.version,
+        manifest_sha256=wish.manifest_sha256,
+        payload_sha256=attempt.payload_sha256,
+        slot=attempt.slot,
+        fingerprint=fingerprint_sha256,
+        assignment=wish.assignment if wish.origin == "rollout" else "",
+        felt=attempt.felt,
+    )
     before = record.confirmed if record.confirmed and record.confirmed.slot != now.slot else None
     return replace(record, confirmed=now, previous=before, fingerprint=fingerprint_sha256)
 

@@ -149,7 +149,7 @@ class Control:
         return asdict(await self._engine().probe(o))
 
     async def _evaluate(self, o: messages.Evaluate) -> dict[str, Any]:
-        return asdict(await self._engine().evaluate(o.worker, o.generation, o.timeout_s, o.answers))
+        return asdict(await self._engine().evaluate(o.worker, o.generation, o.timeout_s, o.answers, o.items))
 
     async def _promote(self, o: messages.Promote) -> dict[str, Any]:
         engine = self._engine()

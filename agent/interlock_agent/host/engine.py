@@ -320,10 +320,10 @@ class Engine:
         except Refused as refused:
             raise self._better(order.worker, refused) from None
 
-    async def evaluate(self, worker: str, generation: int, timeout_s: float, answers: str = "") -> Any:
+    async def evaluate(self, worker: str, generation: int, timeout_s: float, answers: str = "", items: int = 0) -> Any:
         """Run the golden set. Raises Refused."""
         try:
-            return await self._workers.evaluate(self.measured(worker, generation), timeout_s, answers)
+            return await self._workers.evaluate(self.measured(worker, generation), timeout_s, answers, items)
         except Refused as refused:
             raise self._better(worker, refused) from None
 
@@ -353,9 +353,9 @@ class Engine:
         found = []
         for _, seat in sorted(self.seats.items()):
             async with seat.lock:
-                found.append(seat.status(self._workers.pid, self._clock.now()))
+                found.append(seat.status(self._workers, self._clock.now()))
         return found
 
     def status(self) -> list[dict[str, Any]]:
         """`UnitStatus` of every unit, as documents, as it is decided now."""
-        return [seat.status(self._workers.pid, self._clock.now()) for _, seat in sorted(self.seats.items())]
+        return [seat.status(self._workers, self._clock.now()) for _, seat in sorted(self.seats.items())]

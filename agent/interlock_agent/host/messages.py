@@ -82,12 +82,14 @@ class Evaluate:
     """Run the whole golden set in batches, and its first items once more. Answer: `Evaluation`.
 
     `answers`, for outputs of which nothing is expected: `keep` leaves this worker's answers in its folder (under
-    `.interlock/`), `compare` takes what is there as expected: how a variant is compared with the reference."""
+    `.interlock/`), `compare` takes what is there as expected: how a variant is compared with the reference.
+    `items`: the first so many alone, once: a look at a worker that serves; 0: all."""
 
     worker: str
     generation: int
     timeout_s: float = 300.0
     answers: str = ""
+    items: int = 0
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,10 @@ class Counters:
     replayed: int = 0  # answered by another worker instead
     refused: int = 0  # 503 for want of a live worker
     last_errors: list[str] = field(default_factory=list)
-    # Of the last five seconds before the figures were sent: `{"count", "p50_ms", "p99_ms"}`, as applications felt them.
+    looked: int = 0  # answers that the worker has looked at for what follows; a sample
+    constant: int = 0  # of those: the same as the one before, for another input
+    outside: dict[str, int] = field(default_factory=dict)  # of those, by output: with a value outside its range
+    # Of the last five seconds before the figures were sent: `{"count", "p50_ms", "p95_ms", "p99_ms"}`, as felt.
     recent: dict[str, Any] = field(default_factory=dict)
 
 
@@ -282,7 +287,7 @@ class UnitStatus:
         str, Any
     ]  # of the last trial: {"generation", "outcome": "confirmed|reverted|interrupted", "reason", "at"}
     counters: dict[str, Any]  # Counters of the live worker
-    workers: list[dict[str, Any]]  # [{"worker", "pid", "role", "release", "generation"}]
+    workers: list[dict[str, Any]]  # [{"worker", "pid", "role", "release", "generation", "said"}]; `said`: last lines
     # `{"last_s"}`, how long nobody answered before who answers now; while nobody does on purpose also `{"generation",
     # "expected_s", "left_s"}`. None from an older host.
     gap: dict[str, Any] | None = None

@@ -80,7 +80,7 @@ class Workers(Protocol):
     async def probe(self, order: Probe) -> Samples:
         """Raises WorkerError; a worker that hangs is killed."""
 
-    async def evaluate(self, worker: str, timeout_s: float, answers: str = "") -> Evaluation:
+    async def evaluate(self, worker: str, timeout_s: float, answers: str = "", items: int = 0) -> Evaluation:
         """Raises WorkerError; a worker that hangs is killed."""
 
     async def serves(self, worker: str) -> None:
@@ -94,6 +94,9 @@ class Workers(Protocol):
 
     def pid(self, worker: str) -> int:
         """Its process id, 0 when it has none."""
+
+    def said(self, worker: str) -> list[str]:
+        """The last lines on its standard error."""
 
 
 class Fronts(Protocol):

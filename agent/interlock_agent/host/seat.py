@@ -7,12 +7,12 @@ Rules of the file:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from interlock_agent.host.messages import Counters, Promoted
-from interlock_agent.host.ports import WorkerError
+from interlock_agent.host.ports import WorkerError, Workers
 from interlock_agent.host.states import Configured, Release, Unit
 
 
@@ -97,7 +97,7 @@ class Seat:
         slot, release = self.served
         return f"{slot}:{release.generation}" if release else ""
 
-    def status(self, pid: Callable[[str], int], now: float) -> dict[str, Any]:
+    def status(self, workers: Workers, now: float) -> dict[str, Any]:
         """`messages.UnitStatus`, with `crashes` and `trouble` (why the confirmed release does not start)."""
         unit, trial = self.unit, self.unit.trial
         live_slot = trial.slot if trial else unit.confirmed_slot if unit.live else ""
@@ -120,7 +120,8 @@ class Seat:
             "workers": [
                 {
                     "worker": worker.id,
-                    "pid": pid(worker.id),
+                    "pid": workers.pid(worker.id),
+                    "said": workers.said(worker.id),
                     "role": "live"
                     if worker.id == unit.live
                     else "standby"

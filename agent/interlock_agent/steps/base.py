@@ -10,6 +10,7 @@ from typing import Any
 from interlock_agent.config import Config, Unit
 from interlock_agent.core import quarantine
 from interlock_agent.core.gate.limits import effective_limits, limits_digest
+from interlock_agent.core.readings import Word
 from interlock_agent.core.records import Attempt, Quarantined, UnitRecord
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.ports import Ports, Source, Stored
@@ -45,6 +46,8 @@ class Shared:
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
     manifests: dict[str, Manifest] = field(default_factory=dict)  # by unit: of the attempt in flight
     on_progress: Callable[[str], None] = lambda unit: None
+    words: dict[str, Word] = field(default_factory=dict)  # by unit: what the application says of what serves
+    checks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by unit: of what serves, in words
 
     def settled(self, unit: str) -> None:
         """The unit rests: nothing is remembered of what was in flight."""
@@ -84,8 +87,10 @@ class Shared:
             left = before.confirmed
             if left is None:
                 return ()
-            key = quarantine.key("rolled_back", left.payload_sha256, around)
-            return (Quarantined(key, left.payload_sha256, "rolled_back", left.version, at),)
+            late = happened.event is Event.TURNED_BAD
+            why = happened.reason if late else "rolled_back"
+            key = quarantine.key(why, left.payload_sha256, around, in_trial=late)
+            return (Quarantined(key, left.payload_sha256, why, left.version, at),)
         attempt = after.attempt
         if attempt is None or not attempt.payload_sha256:
             return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from interlock_agent.core import quarantine
+from interlock_agent.core.records import GOES_BACK
 from interlock_agent.core.retry import backoff
 from interlock_agent.core.states import Event
 from interlock_agent.ports import Source
@@ -15,7 +16,7 @@ async def fetch(step: Step) -> Happened:
     """Bring the release in, or find it there. Network trouble waits with backoff; what is verified stays."""
     attempt = step.attempt
     wish = attempt.wish
-    if wish.origin == "rollback":
+    if wish.origin in GOES_BACK:
         raise Never(f"{step.name}: the release to go back to is gone", code="rollback_lost")
     there = await step.ports.slots.staged(step.name, wish.manifest_sha256)
     if there is not None:

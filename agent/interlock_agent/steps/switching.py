@@ -1,4 +1,5 @@
-"""From a passed gate to a confirmed release, and back: fill the slot, promote, watch, confirm, revert.
+"""From a passed gate to a confirmed release, and back: fill the slot, promote, confirm, revert. (The trial itself is
+watching.py's.)
 
 The host may be away at any moment (it is another process); each step then waits for it and asks what became of the
 generation. What the host says is the truth about who serves.
@@ -8,18 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from interlock_agent.core import trial
+from interlock_agent.core.gate.right import parity
+from interlock_agent.core.readings import ENOUGH_REQUESTS
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
 from interlock_agent.steps.waiting import unjudged
 from interlock_shared import manifest as manifests
 from interlock_shared.errors import Later, Never, Refused, Unreachable
-from interlock_shared.manifest import Health
 
 HOST_AWAY_S = 1.0  # how long one look for the host's return lasts
-LOOK_S = 0.25  # how often the trial is judged without an event
-GOLDEN_RUNS = 5  # own inferences a look, where there is no traffic
+GOLDEN_S = 300.0  # for the golden items of a release that is to come back
 
 
 async def persistently(step: Step, order: Any) -> dict[str, Any]:
@@ -86,6 +86,8 @@ async def fill_slot(step: Step) -> Happened:
 async def promote(step: Step) -> Happened:
     """The switch. The lease begins in the host."""
     settings = step.unit.trial
+    felt = _felt(await unit_status(step))
+    step.shared.words.pop(step.name, None)  # what was said was said of the one before
     step.ports.host.drop_events(step.name)
     order = messages.Promote(
         unit=step.name,
@@ -109,87 +111,15 @@ async def promote(step: Step) -> Happened:
         # Its disk refused the record, or Triton is down: no fault of the release, no try spent.
         await step.ports.clock.sleep(HOST_AWAY_S)
         return await promote(step)
-    return Happened(Event.PROMOTED, data={"swap_ms": answer["swap_ms"], "cut": answer["cut"]})
+    figures = {"swap_ms": answer["swap_ms"], "cut": answer["cut"]}
+    return Happened(Event.PROMOTED, changes={"felt": felt}, data=figures)
 
 
-async def health_of(step: Step) -> Health:
-    """The manifest's health section; the longer minimum of it and the owner's holds. A rollback is not tried."""
-    if step.attempt.wish.origin == "rollback":
-        return Health(min_seconds=0.0, min_requests=0)
-    health = manifests.parse(await step.ports.slots.manifest_of(step.name, step.attempt.slot)).health
-    owner = step.unit.trial
-    return health.model_copy(
-        update={
-            "min_seconds": max(health.min_seconds, owner.min_seconds),
-            "min_requests": max(health.min_requests, owner.min_requests),
-        }
-    )
-
-
-async def watch(step: Step) -> Happened:
-    """Renew the lease and judge, at each event and at least every LOOK_S, until the trial is decided."""
-    health = await health_of(step)
-    clock = step.ports.clock
-    generation = step.record.generation
-    started = renewed = clock.monotonic()
-    golden = 0
-    status = await unit_status(step)
-    counters = dict((status or {}).get("counters") or {})
-    while True:
-        seen = trial.Seen(
-            elapsed_s=clock.monotonic() - started,
-            requests=int(counters.get("requests", 0)),
-            errors=int(counters.get("errors", 0)),
-            non_finite=int(counters.get("non_finite", 0)),
-            golden_runs=golden,
-        )
-        judgement = trial.judge(health, seen)
-        figures = judgement.figures or {}
-        step.tell(doing="trial", **figures, min_seconds=health.min_seconds, min_requests=health.min_requests)
-        if judgement.outcome == trial.HEALTHY:
-            return Happened(Event.HEALTHY, data={"figures": figures})
-        if judgement.outcome == trial.UNHEALTHY:
-            data = {"check": judgement.check, "message": judgement.message, "figures": figures}
-            data["last_errors"] = list(counters.get("last_errors", []))[-5:]
-            changes = {"failed_check": judgement.check, "failed_at": clock.monotonic(), "seen": data}
-            return Happened(Event.UNHEALTHY, changes=changes, reason=judgement.check, data=data)
-        event = await step.ports.host.event(step.name, LOOK_S)
-        kind = (event or {}).get("event")
-        if event and kind == "outcome" and event.get("generation") == generation:
-            return from_outcome(str(event["outcome"]), str(event.get("reason", "")), {**event, "figures": figures})
-        if event and kind == "counters" and event.get("generation") == generation:
-            counters = dict(event["counters"])
-        if kind in ("lost", "back") or clock.monotonic() - renewed >= step.unit.trial.lease_s / 6:
-            ended = await _renew(step)
-            if ended is not None:
-                return ended
-            renewed = clock.monotonic()
-        idle = seen.elapsed_s >= health.min_seconds and seen.requests + golden < health.min_requests
-        if idle and event is None:
-            runs = await _golden_runs(step)
-            golden += runs or 0
-            if runs is None:
-                health = health.model_copy(update={"min_requests": 0})
-
-
-async def _renew(step: Step) -> Happened | None:
-    try:
-        await persistently(step, messages.Renew(step.name, step.record.generation))
-    except Refused:
-        happened = read_status(step, await unit_status(step))
-        return None if happened.event is Event.PROMOTED else happened
-    return None
-
-
-async def _golden_runs(step: Step) -> int | None:
-    """No traffic: the live worker answers golden items instead, so that the trial has something to look at. None: the
-    release has no golden data, and time alone must do."""
-    probe = messages.Probe(step.attempt.worker, step.record.generation, first=0, runs=GOLDEN_RUNS)
-    try:
-        await persistently(step, probe)
-    except Refused as error:
-        return None if error.code == "no_golden" else 0
-    return GOLDEN_RUNS
+def _felt(status: dict[str, Any] | None) -> dict[str, float]:
+    """How long applications waited in the seconds before the switch, ms by quantile; empty without enough traffic."""
+    recent = dict(((status or {}).get("counters") or {}).get("recent") or {})
+    count = int(recent.pop("count", 0))
+    return {name: float(value) for name, value in recent.items()} if count >= ENOUGH_REQUESTS else {}
 
 
 async def confirm(step: Step) -> Happened:
@@ -207,7 +137,7 @@ async def confirm(step: Step) -> Happened:
             return Happened(Event.LAPSED, reason="host_forgot")
         if not answer.get("confirmed"):
             return from_outcome(str(answer.get("outcome", "interrupted")), str(answer.get("reason", "")), dict(answer))
-        return Happened(Event.YES)
+        return Happened(Event.YES, data=dict(step.attempt.seen) if step.attempt.wish.origin != "late" else {})
 
 
 async def _a_moment(step: Step) -> None:
@@ -229,7 +159,7 @@ async def revert(step: Step) -> Happened:
                 await _a_moment(step)
                 continue
             if happened.event is Event.LAPSED:
-                return happened
+                return Happened(Event.LAPSED, reason=happened.reason, data={**happened.data, **attempt.seen})
             return Happened(Event.HOST_REVERTED, reason=reason, data=attempt.seen)
         data = {**attempt.seen, "serves": answer["release"], "swap_ms": answer["swap_ms"]}
         if attempt.failed_at:
@@ -276,9 +206,24 @@ async def restore(step: Step) -> Happened:
         options=step.unit.options(),
     )
     try:
-        answer = await step.ports.host.request(order)
+        worker = str((await step.ports.host.request(order))["worker"])
+        if step.attempt.wish.origin == "late":
+            await _must_be_right(step, worker)
     except Refused as error:
         raise Never(error.message, code=error.code) from None
     except Later:
         return Happened(Event.LATER, reason="unreachable")
-    return Happened(Event.LOADED, changes={"worker": str(answer["worker"])})
+    return Happened(Event.LOADED, changes={"worker": worker})
+
+
+async def _must_be_right(step: Step, worker: str) -> None:
+    """Nobody has asked for it: before it serves again its golden answers are what they were. Raises Never, Refused."""
+    manifest = manifests.parse(await step.ports.slots.manifest_of(step.name, step.attempt.slot))
+    if manifest.golden is None:
+        return
+    answer = await step.ports.host.request(messages.Evaluate(worker, step.record.generation, GOLDEN_S))
+    variant = str((await step.ports.slots.seal_of(step.name, step.attempt.slot) or {}).get("variant", ""))
+    own = next((one.parity for one in manifest.variants if one.name == variant), {})
+    bad = [row for row in parity(answer["outputs"], manifest.golden, own) if row.outcome == "fail"]
+    if bad:
+        raise Never(f"{manifest.release}: {bad[0].detail.get('output')}: {bad[0].reason}", code=bad[0].reason)

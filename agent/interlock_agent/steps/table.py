@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from interlock_agent.core.states import Effect
-from interlock_agent.steps import fetching, gating, switching, waiting
+from interlock_agent.steps import fetching, gating, switching, waiting, watching
 from interlock_agent.steps.base import Happened, Step
 
 EFFECTS: dict[Effect, Callable[[Step], Awaitable[Happened | None]]] = {
@@ -19,7 +19,7 @@ EFFECTS: dict[Effect, Callable[[Step], Awaitable[Happened | None]]] = {
     Effect.FILL_SLOT: switching.fill_slot,
     Effect.ASK_HOST: switching.ask_host,
     Effect.PROMOTE: switching.promote,
-    Effect.WATCH: switching.watch,
+    Effect.WATCH: watching.watch,
     Effect.CONFIRM: switching.confirm,
     Effect.REVERT: switching.revert,
     Effect.RESTORE: switching.restore,

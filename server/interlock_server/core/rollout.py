@@ -48,6 +48,8 @@ NEXT: dict[str, str | None] = {
     "superseded": "superseded",
     "quarantined": None,
     "rolled_back": "reverted",
+    "unhealthy": None,
+    "recovered": None,
     "state_lost": None,
     "refused": None,
 }

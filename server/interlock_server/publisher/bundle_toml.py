@@ -20,8 +20,9 @@ from interlock_server.publisher import toml_lines
 from interlock_shared.base import FileName, Finite, Name, Signed, Timestamp, Version, validate
 from interlock_shared.errors import Invalid, NotFound
 from interlock_shared.gates import Gates, Golden, Parity
+from interlock_shared.health import Health
 from interlock_shared.limits import FILES_MAX, MIB, RANK_MAX
-from interlock_shared.manifest import COMMAND_KEYS, Dtype, Fact, Health, Provenance, Requirement, Runtime
+from interlock_shared.manifest import COMMAND_KEYS, Dtype, Fact, Provenance, Requirement, Runtime
 
 FILE_NAME = "bundle.toml"
 BUNDLE_TOML_MAX_BYTES = 1 * MIB  # a person writes it

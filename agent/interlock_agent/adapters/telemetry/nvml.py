@@ -14,6 +14,8 @@ from typing import Any
 # among them: idle and the clocks that somebody has set, which come and go with the load, and the power cap, at which a
 # small board stands whenever it works.
 SLOWED = 0x8 | 0x20 | 0x40 | 0x80 | 0x200 | 0x400
+XID_EVENT = 0x8  # nvmlEventTypeXidCriticalError
+FAULTS_AT_ONCE = 1000  # that are fetched: a GPU that faults without end is found out all the same
 THERMAL = 1  # NVML_PERF_POLICY_THERMAL
 
 
@@ -33,6 +35,8 @@ class Nvml:
         self._gpu: Any = None
         self._tried = False
         self._refusals: tuple[type[Exception], ...] = ()
+        self._events: Any = None  # where the driver puts faults
+        self._faults = 0
 
     def _open(self) -> bool:
         if not self._tried:
@@ -59,6 +63,30 @@ class Nvml:
             return None if function is None else function(*((self._gpu,) if gpu else ()), *arguments)
         except self._refusals:
             return None
+
+    def faults(self) -> int | None:
+        """Critical faults (Xid) of the GPU since this was first asked; None where the driver does not tell of them. The
+        driver keeps them until they are fetched: this does not wait."""
+        if self._events is None:
+            kind = getattr(self._library, "nvmlEventTypeXidCriticalError", XID_EVENT) if self._open() else XID_EVENT
+            told = self._ask("nvmlDeviceGetSupportedEventTypes")
+            made = self._ask("nvmlEventSetCreate", gpu=False) if told is not None and told & kind else None
+            if made is None or not self._registered(kind, made):
+                return None
+            self._events = made
+        for _ in range(FAULTS_AT_ONCE):
+            event = self._ask("nvmlEventSetWait_v2", self._events, 0, gpu=False)
+            if event is None:  # none waits: it says so by an error, a timeout
+                break
+            self._faults += 1
+        return self._faults
+
+    def _registered(self, kind: int, events: Any) -> bool:
+        try:
+            self._library.nvmlDeviceRegisterEvents(self._gpu, kind, events)
+        except self._refusals:
+            return False
+        return True
 
     def facts(self) -> dict[str, Any]:
         """For the fingerprint."""

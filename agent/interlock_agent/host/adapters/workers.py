@@ -32,6 +32,7 @@ log = logging.getLogger("interlock.host")
 
 LOAD_TIMEOUT_S = 120.0  # default; an engine that is built takes the owner's `load_timeout_s`
 DEFAULT_THREADS = 1
+LINES_TOLD = 5  # of what a worker said last
 
 
 class ProcessWorkers:
@@ -194,9 +195,10 @@ class ProcessWorkers:
         if child and nice != self._nice.get(worker, 0):
             self._nice[worker] = await asyncio.to_thread(niceness.be_nicer, child.pid, nice)
 
-    async def evaluate(self, worker: str, timeout_s: float, answers: str = "") -> Evaluation:
+    async def evaluate(self, worker: str, timeout_s: float, answers: str = "", items: int = 0) -> Evaluation:
         """Raises WorkerError."""
-        return from_fields(Evaluation, await self._ask(worker, {"evaluate": {"answers": answers}}, timeout_s))
+        question = {"evaluate": {"answers": answers, "items": items}}
+        return from_fields(Evaluation, await self._ask(worker, question, timeout_s))
 
     async def serves(self, worker: str) -> None:
         """The owner's limit holds for it from now on, and it steps back for nobody."""
@@ -222,6 +224,11 @@ class ProcessWorkers:
         """Its process id, 0 when it has none."""
         child = self._children.get(worker)
         return child.pid if child else 0
+
+    def said(self, worker: str) -> list[str]:
+        """The last lines on its standard error."""
+        child = self._children.get(worker)
+        return list(child.lines)[-LINES_TOLD:] if child else []
 
     async def close(self) -> None:
         """End all and wait."""

@@ -136,7 +136,8 @@ class Worker:
             probe = question["probe"]
             found = self._golden.probe(int(probe["first"]), int(probe["runs"]), int(probe.get("concurrency", 1)))
         else:
-            found = self._golden.evaluate(str(question["evaluate"].get("answers", "")))
+            asked = question["evaluate"]
+            found = self._golden.evaluate(str(asked.get("answers", "")), int(asked.get("items") or 0))
         return dict(found)
 
 

@@ -116,9 +116,10 @@ class Golden:
         except (OSError, ValueError) as error:
             raise LoadError("corrupt", f"the reference's answers: {error}") from None
 
-    def evaluate(self, answers: str = "") -> dict[str, Any]:
-        """`messages.Evaluation`. Raises LoadError."""
+    def evaluate(self, answers: str = "", items: int = 0) -> dict[str, Any]:
+        """`messages.Evaluation`; of the first `items` alone, and once, where that is not 0. Raises LoadError."""
         began = time.perf_counter()
+        count = min(items, self.items) if items else self.items
         wanted = self._expected if answers != "compare" else {**self._reference(), **self._expected}
         kept_answers = Answers(name for name in self._outputs if name not in wanted and answers == "keep")
         dynamic = all(entry["shape"][:1] == [-1] for entry in self._backend.inputs)
@@ -126,17 +127,18 @@ class Golden:
         outputs = {name: self._output(name, name in wanted) for name in self._outputs}
         label_output = self._described.get("label_output")
         score = metrics.Score(self._described, self.items, self._allowed)
-        labelled = self._labels is not None and label_output in outputs
+        labelled = self._labels is not None and label_output in outputs and not items
         kept: list[list[Any]] = []
-        for first in range(0, self.items, batch):
-            found = self._backend.run(self._outputs, self._feed(first, batch))
+        for first in range(0, count, batch):
+            size = min(batch, count - first)
+            found = self._backend.run(self._outputs, self._feed(first, size))
             for name, answer in zip(self._outputs, found):  # noqa: B905 - one length
-                expected = wanted[name][first : first + batch] if name in wanted else None
+                expected = wanted[name][first : first + size] if name in wanted else None
                 outputs[name].take(answer, expected)
-                kept_answers.take(name, answer, min(batch, self.items - first))
-                if name == label_output and self._labels is not None:
-                    score.take(answer, self._labels[first : first + batch])
-            if first < REPEATED_ITEMS:
+                kept_answers.take(name, answer, size)
+                if labelled and name == label_output and self._labels is not None:
+                    score.take(answer, self._labels[first : first + size])
+            if first < REPEATED_ITEMS and not items:
                 kept.append(found)
         for number, found in enumerate(kept):
             again = self._backend.run(self._outputs, self._feed(number * batch, batch))
@@ -145,7 +147,7 @@ class Golden:
         if answers == "keep":
             kept_answers.write(self._folder)
         return {
-            "items": self.items,
+            "items": count,
             "outputs": [outputs[name].document() for name in self._outputs],
             "repeated": min(self.items, len(kept) * batch),
             "score": score.document() if labelled else {},

@@ -164,7 +164,7 @@ OWNED_STDLIB = frozenset({"sqlite3"})
 FILE_LINES = 400
 FUNCTION_LINES = 60
 # Path (relative to the root) → why it may be longer.
-LONG_FILES: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {"agent/interlock_agent/client.py": "for applications, which copy it as one file"}
 # Path:function → why it may be longer.
 LONG_FUNCTIONS: dict[str, str] = {}
 # A migration is a list of tables, written once and never changed.

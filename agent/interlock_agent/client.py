@@ -9,7 +9,9 @@
 
 The standard library and numpy, nothing of ours: the file may be copied. A request lives through swaps, reverts and a
 restart of the host: inference has no side effects, so what was lost on the way is asked again until the deadline.
-It speaks the Open Inference Protocol v2 with its binary tensors.
+It speaks the Open Inference Protocol v2 with its binary tensors. Large ones go through shared memory where the host is
+on this machine and lets us: a connection has a file in /dev/shm to itself, which has no name any more once the host
+knows it, and ends with the connection; so nothing is left behind, however an application ends.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import mmap
 import os
 import random
 import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +36,12 @@ DEADLINE_S = 30.0
 CONNECT_S = 5.0
 PAUSE_S = 0.05  # before the second new attempt; doubled, with jitter, up to PAUSE_MAX_S
 PAUSE_MAX_S = 1.0
+SHARED_MIN_BYTES = 64 * 1024  # smaller tensors travel as fast within the request
+SHARED_MAX_BYTES = 256 * 1024 * 1024  # of inputs and outputs of one request; a host takes no more
+SHARED_AGAIN_S = 60.0  # a host that does not share memory is asked again, but not for each request
+SIZES_MAX = 256  # kinds of requests whose outputs' sizes are remembered
+_SHARED = "/dev/shm"  # noqa: S108 - where shared memory is
+_ALIGN = 64  # bytes: of a cache line
 
 _DTYPES = {
     "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1", "INT16": "<i2",
@@ -40,6 +49,11 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 _LENGTH = struct.Struct("<I")
+# What is wrong between the host and our memory, and not with the request: it is sent without.
+_NOT_SHARED = {
+    "unknown_region", "outside_region", "truncated_region", "region_too_small", "region_not_written",
+    "read_only_region", "unknown_output",
+}  # fmt: skip
 
 
 class ModelError(Exception):
@@ -74,6 +88,13 @@ class Answer:
         return self.outputs[name]
 
 
+@dataclass(frozen=True)
+class BF16:
+    """An input of that type, which numpy has not: the 16 bits of each element as uint16. An answer has it so too."""
+
+    bits: Any
+
+
 class _Socket(socket.socket):
     """One that ends at a time, however little comes at once."""
 
@@ -95,7 +116,9 @@ class _Socket(socket.socket):
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over TCP or a Unix socket, within a time."""
+    """HTTP over TCP or a Unix socket, within a time; and the memory that the host knows by it."""
+
+    memory: _Memory | None = None
 
     def __init__(self, address: str) -> None:
         self._path, self._until = address[5:] if address.startswith("unix:") else "", 0.0
@@ -119,26 +142,57 @@ class _Connection(http.client.HTTPConnection):
         made.until = self._until
         self.sock = made
 
+    def close(self) -> None:
+        self.memory = None
+        super().close()
+
     def ask(
-        self, method: str, path: str, body: bytes, headers: dict[str, str], until: float
+        self, method: str, path: str, parts: Sequence[Any], headers: dict[str, str], until: float
     ) -> tuple[int, dict[str, str], bytes]:
         """One request. Raises OSError, HTTPException."""
         self._until = until
         if isinstance(self.sock, _Socket):
             self.sock.until = until
+        if parts:
+            headers = {**headers, "Content-Length": str(sum(map(len, parts)))}
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.request(method, path, body or None, headers)  # cut off where it is too large: the answer says so
+            self.request(method, path, parts or None, headers)  # cut off where it is too large: the answer says so
         response = self.getresponse()
         answer = response.read()
         return response.status, {name.lower(): value for name, value in response.getheaders()}, answer
 
 
+class _Memory:
+    """A file in shared memory, mapped. Raises OSError: also where the memory is not there, so that using it cannot."""
+
+    def __init__(self, size: int) -> None:
+        self.name, self.size = f"interlock-{os.getpid()}-{os.urandom(8).hex()}", size
+        descriptor = os.open(f"{_SHARED}/{self.name}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            self.map = mmap.mmap(descriptor, size)
+        except BaseException:
+            self.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+
+    def unlink(self) -> None:
+        """Take its name away; whoever has it keeps it."""
+        os.unlink(f"{_SHARED}/{self.name}")
+
+
 class Model:
     """One model on one address: `unix:/path` or `HOST:PORT`, as `interlock-agent status` shows it. Threads may share
-    it: a request has a connection to itself, which is kept for the next."""
+    it: a request has a connection to itself, which is kept for the next. `shared_memory`: large tensors go through it
+    where the host is on this machine; else, and where that does not work, through HTTP."""
 
-    def __init__(self, address: str, name: str, *, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(self, address: str, name: str, *, deadline_s: float = DEADLINE_S, shared_memory: bool = True) -> None:
         self._address, self._name, self._deadline_s = address, name, deadline_s
+        host = address.rpartition(":")[0].strip("[]")
+        local = address.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
+        self._share_from = 0.0 if shared_memory and local else float("inf")  # of time.monotonic()
+        self._sizes: dict[Any, tuple[str, dict[str, int]]] = {}  # of such a request's outputs, in bytes, by release
         self._idle: list[_Connection] = []
         self._epoch = (os.getpid(), 0)  # what was opened before a fork, or before `close`, is not used again
         self._lock = threading.Lock()
@@ -157,7 +211,8 @@ class Model:
 
     def metadata(self) -> dict[str, Any]:
         """What the model that serves now takes and gives. Raises ModelError."""
-        _, _, body = self._ask("GET", f"/v2/models/{self._name}", b"", {}, self._deadline_s)
+        path = f"/v2/models/{self._name}"
+        _, _, body = self._ask(lambda connection, until: connection.ask("GET", path, (), {}, until), self._deadline_s)
         return dict(json.loads(body))
 
     def infer(
@@ -165,17 +220,89 @@ class Model:
     ) -> Answer:
         """Answers to these arrays; `outputs`: the names wanted, all where none is given. Raises RefusedError,
         FailedError, UnavailableError."""
-        head, parts = _request(inputs, outputs)
+        tensors, answers = [_Tensor.of(name, value) for name, value in inputs.items()], list[Answer]()
+
+        def ask(connection: _Connection, until: float) -> tuple[int, dict[str, str], bytes]:
+            return self._infer(connection, until, tensors, tuple(outputs), answers)
+
+        self._ask(ask, self._deadline_s if deadline_s is None else deadline_s)
+        return answers[0]
+
+    def _infer(
+        self,
+        connection: _Connection,
+        until: float,
+        tensors: list[_Tensor],
+        outputs: tuple[str, ...],
+        answers: list[Answer],
+        share: bool = True,
+    ) -> tuple[int, dict[str, str], bytes]:
+        kind = (tuple((tensor.name, tensor.kind, *tensor.array.shape) for tensor in tensors), outputs)
+        release, sizes = self._sizes.get(kind, ("", {})) if share else ("", {})
+        size = sum(_aligned(tensor.size) for tensor in tensors) + sum(map(_aligned, sizes.values()))
+        memory = self._memory(connection, size, until) if share else None
+        if memory is None:
+            sizes = {}
+        head, parts = _request(tensors, outputs, memory, sizes)
         headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
-        limit = self._deadline_s if deadline_s is None else deadline_s
         path = f"/v2/models/{self._name}/infer"
-        _, said, body = self._ask("POST", path, b"".join((head, *parts)), headers, limit)
-        length = said.get("inference-header-content-length")
-        return Answer(
-            _outputs(memoryview(body), int(length) if length else len(body)),
-            said.get("interlock-release", ""),
-            int(said.get("interlock-generation") or 0),
-        )
+        status, said, body = connection.ask("POST", path, (head, *parts), headers, until)
+        if status == 200:
+            length = said.get("inference-header-content-length")
+            found = _outputs(memoryview(body), int(length) if length else len(body), memory)
+            answer = Answer(found, said.get("interlock-release", ""), int(said.get("interlock-generation") or 0))
+            if not sizes or outputs or answer.release == release:
+                answers.append(answer)
+                self._learn(kind, answer)
+                return status, said, body
+            self._sizes.pop(kind, None)  # another release may have more outputs than were asked for
+        else:
+            code = _error(status, body).code
+            if memory is None or code not in _NOT_SHARED:
+                return status, said, body
+            if code == "region_too_small":  # they vary: the next ones come by HTTP
+                self._sizes[kind] = "", {}
+            elif code == "unknown_output":
+                self._sizes.pop(kind, None)
+            else:
+                connection.memory = None
+        return self._infer(connection, until, tensors, outputs, answers, share=False)
+
+    def _learn(self, kind: Any, answer: Answer) -> None:
+        """How large outputs are: the next time there is room for them in shared memory."""
+        sizes = {name: array.nbytes for name, array in answer.outputs.items() if array.dtype != object}
+        if kind not in self._sizes and sum(sizes.values()) >= SHARED_MIN_BYTES and len(sizes) == len(answer.outputs):
+            if len(self._sizes) >= SIZES_MAX:
+                self._sizes.clear()
+            self._sizes[kind] = answer.release, sizes
+
+    def _memory(self, connection: _Connection, size: int, until: float) -> _Memory | None:
+        """That of the connection, made and registered where it is none yet or too small. None where it does not pay,
+        or is not to be had."""
+        if not SHARED_MIN_BYTES <= size <= SHARED_MAX_BYTES or time.monotonic() < self._share_from:
+            return None
+        if connection.memory and connection.memory.size >= size:
+            return connection.memory
+        former, connection.memory = connection.memory, None
+        try:
+            memory = _Memory(1 << (size - 1).bit_length())
+        except OSError:
+            self._share_from = time.monotonic() + SHARED_AGAIN_S
+            return None
+        try:
+            document = {"key": f"/{memory.name}", "offset": 0, "byte_size": memory.size, "lifetime": "connection"}
+            region = "/v2/systemsharedmemory/region/"
+            body = (json.dumps(document).encode(),)
+            status, _, _ = connection.ask("POST", f"{region}{memory.name}/register", body, {}, until)
+        finally:
+            memory.unlink()
+        if status != 200:
+            self._share_from = time.monotonic() + SHARED_AGAIN_S
+            return None
+        if former:
+            connection.ask("POST", f"{region}{former.name}/unregister", (), {}, until)
+        connection.memory = memory
+        return memory
 
     # --- the way there ----------------------------------------------------------------------------------------------
 
@@ -201,7 +328,7 @@ class Model:
             connection.close()
 
     def _ask(
-        self, method: str, path: str, body: bytes, headers: dict[str, str], deadline_s: float
+        self, ask: Callable[[_Connection, float], tuple[int, dict[str, str], bytes]], deadline_s: float
     ) -> tuple[int, dict[str, str], bytes]:
         """A request until it is answered, whatever happens to connections meanwhile."""
         until, pause, last = time.monotonic() + deadline_s, 0.0, "no time was given"
@@ -209,7 +336,7 @@ class Model:
             wait = pause * (0.5 + random.random())
             connection, epoch = self._take()
             try:
-                status, said, answer = connection.ask(method, path, body, headers, until)
+                status, said, answer = ask(connection, until)
             except (OSError, http.client.HTTPException) as lost:
                 connection.close()
                 self._drop_idle()  # as old as this one
@@ -235,26 +362,80 @@ class Model:
 # --- bytes ----------------------------------------------------------------------------------------------------------
 
 
-def _request(inputs: Mapping[str, Any], outputs: Sequence[str]) -> tuple[bytes, list[bytes]]:
-    """Header and tensors. Raises RefusedError for what the protocol has no type for."""
-    tensors, parts = [], []
-    for name, value in inputs.items():
-        array = np.asarray(value)
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """An input: of BYTES the bytes, else an array of the protocol's type, in any order."""
+
+    name: str
+    kind: str
+    array: Any
+    size: int
+    texts: bytes = b""
+
+    @classmethod
+    def of(cls, name: str, value: Any) -> _Tensor:
+        """Raises RefusedError for what the protocol has no type for."""
+        array = np.asarray(value.bits if isinstance(value, BF16) else value)
         if array.dtype.kind in "SUO":
-            data, kind = _strings(array), "BYTES"
+            texts = _strings(array)
+            return cls(name, "BYTES", array, len(texts), texts)
+        kind = _NAMES.get(array.dtype.newbyteorder("<"))
+        if isinstance(value, BF16):
+            kind = "BF16" if kind == "UINT16" else None
+        if kind is None:
+            raise RefusedError(f"input {name!r}: the protocol has no type for {array.dtype}", "unsupported_dtype")
+        return cls(name, kind, array, array.nbytes)
+
+    def data(self) -> Any:
+        """Its bytes, one after the other."""
+        if self.kind == "BYTES":
+            return self.texts
+        little: Any = np.ascontiguousarray(self.array, self.array.dtype.newbyteorder("<"))
+        return memoryview(little.reshape(-1).view(np.uint8))
+
+    def put(self, memory: mmap.mmap, at: int) -> None:
+        """Its bytes, into memory."""
+        if self.kind == "BYTES":
+            memory[at : at + self.size] = self.texts
         else:
-            little = array.dtype.newbyteorder("<")
-            found = _NAMES.get(little)
-            if found is None:
-                raise RefusedError(f"input {name!r}: the protocol has no type for {array.dtype}", "unsupported_dtype")
-            data, kind = np.ascontiguousarray(array, little).tobytes(), found
-        parameters = {"binary_data_size": len(data)}
-        tensors.append({"name": name, "datatype": kind, "shape": list(array.shape), "parameters": parameters})
-        parts.append(data)
-    document: dict[str, Any] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
-    if outputs:
-        document["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
-    return json.dumps(document, separators=(",", ":")).encode(), parts
+            np.ndarray(self.array.shape, self.array.dtype.newbyteorder("<"), memory, at)[...] = self.array
+
+
+def _request(
+    tensors: list[_Tensor], outputs: Sequence[str], memory: _Memory | None, sizes: dict[str, int]
+) -> tuple[bytes, list[Any]]:
+    """Header and what follows it; with `memory` nothing does, and outputs of known `sizes` come there too."""
+    described, parts, at = [], [], 0
+    for tensor in tensors:
+        if memory is None:
+            data = tensor.data()
+            parameters: dict[str, Any] = {"binary_data_size": len(data)}
+            parts.append(data)
+        else:
+            tensor.put(memory.map, at)
+            parameters = _place(memory, at, tensor.size)
+            at += _aligned(tensor.size)
+        entry = {"name": tensor.name, "datatype": tensor.kind, "shape": list(tensor.array.shape)}
+        described.append({**entry, "parameters": parameters})
+    wanted = []
+    for name in outputs or sizes:
+        parameters = {"binary_data": True}
+        if memory is not None and name in sizes:
+            parameters = _place(memory, at, sizes[name])
+            at += _aligned(sizes[name])
+        wanted.append({"name": name, "parameters": parameters})
+    document: dict[str, Any] = {"inputs": described, "parameters": {"binary_data_output": True}}
+    if wanted:
+        document["outputs"] = wanted
+    return json.dumps(document, separators=(",", ":")).encode(), [part for part in parts if len(part)]
+
+
+def _place(memory: _Memory, at: int, size: int) -> dict[str, Any]:
+    return {"shared_memory_region": memory.name, "shared_memory_offset": at, "shared_memory_byte_size": size}
 
 
 def _strings(array: Any) -> bytes:
@@ -262,15 +443,22 @@ def _strings(array: Any) -> bytes:
     return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
 
 
-def _outputs(body: memoryview, head: int) -> dict[str, Any]:
-    """Arrays over the body, not copies of it. Raises FailedError."""
+def _outputs(body: memoryview, head: int, memory: _Memory | None = None) -> dict[str, Any]:
+    """Arrays over the body, not copies of it; but of what is in memory that the next request will use. Raises
+    FailedError."""
     try:
         document = json.loads(bytes(body[:head]))
         found, at = {}, head
         for tensor in document["outputs"]:
-            size, shape = int(tensor["parameters"]["binary_data_size"]), tensor["shape"]
-            found[tensor["name"]] = _array(body[at : at + size], tensor["datatype"], shape)
-            at += size
+            parameters, shape = tensor["parameters"], tensor["shape"]
+            if memory is not None and "shared_memory_region" in parameters:
+                start, size = int(parameters["shared_memory_offset"]), int(parameters["shared_memory_byte_size"])
+                data = memoryview(memory.map[start : start + size])
+            else:
+                size = int(parameters["binary_data_size"])
+                data = body[at : at + size]
+                at += size
+            found[tensor["name"]] = _array(data, tensor["datatype"], shape)
     except (KeyError, TypeError, ValueError, struct.error) as strange:
         raise FailedError(f"an answer that is none: {strange!r}", "bad_answer") from None
     return found
@@ -278,7 +466,7 @@ def _outputs(body: memoryview, head: int) -> dict[str, Any]:
 
 def _array(data: memoryview, kind: str, shape: list[int]) -> Any:
     if kind != "BYTES":
-        return np.frombuffer(data, _DTYPES[kind]).reshape(shape)
+        return np.frombuffer(data, "<u2" if kind == "BF16" else _DTYPES[kind]).reshape(shape)
     texts, at = [], 0
     while at < len(data):
         (length,) = _LENGTH.unpack_from(data, at)

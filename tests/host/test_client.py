@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import mmap
 import shutil
 import socket
 import subprocess
@@ -267,7 +268,8 @@ def test_what_is_refused_before_it_was_read_to_its_end_is_told(short_path: Path)
 
         thread = threading.Thread(target=refuse)
         thread.start()
-        with Model(f"unix:{short_path}/m.sock", "m", deadline_s=5.0) as model, pytest.raises(RefusedError) as refused:
+        model = Model(f"unix:{short_path}/m.sock", "m", deadline_s=5.0, shared_memory=False)
+        with model, pytest.raises(RefusedError) as refused:
             model.infer({"x": np.zeros(8_000_000, np.uint8)})
         thread.join()
         assert (refused.value.code, refused.value.status) == ("big", 413)
@@ -285,14 +287,18 @@ def test_a_fork_has_connections_of_its_own() -> None:
 @pytest.mark.parametrize("kind", sorted(client._DTYPES))
 def test_numbers_of_every_type_travel_as_they_are(kind: str) -> None:
     array = np.array([[0, 1], [1, 0]]).astype(client._DTYPES[kind])
-    head, parts = client._request({"t": array[:, ::-1]}, ())
+    tensor = client._Tensor.of("t", array[:, ::-1])
+    head, parts = client._request([tensor], (), None, {})
     assert f'"{kind}"'.encode() in head
     np.testing.assert_array_equal(client._array(memoryview(parts[0]), kind, [2, 2]), array[:, ::-1])
+    with mmap.mmap(-1, 4096) as memory:
+        tensor.put(memory, 64)
+        assert memory[64 : 64 + tensor.size] == bytes(parts[0])
 
 
 @pytest.mark.parametrize("array", [np.array(["ä", "b"]), np.array([b"\x00", b"long" * 99]), np.array([["x"]], object)])
 def test_texts_travel_as_lengths_and_bytes(array: Any) -> None:
-    head, parts = client._request({"t": array}, ())
+    head, parts = client._request([client._Tensor.of("t", array)], (), None, {})
     assert b'"BYTES"' in head
     back = client._array(memoryview(parts[0]), "BYTES", list(array.shape))
     texts = [text if isinstance(text, bytes) else text.encode() for text in array.reshape(-1).tolist()]

@@ -46,6 +46,7 @@ class Client(asyncio.Protocol):
         "_eof",
         "_exchange",
         "_keep_alive",
+        "_own",
         "_parser",
         "_paused_reading",
         "_paused_writing",
@@ -68,6 +69,7 @@ class Client(asyncio.Protocol):
         self._paused_writing = self._paused_reading = False
         self._progress = 0.0  # loop time of the last byte
         self._user: int | None = None  # whose process it is, once that was asked
+        self._own: list[str] = []  # regions that end with this connection
         self._deaf = False  # what still comes is dropped
         self._deadline = 0.0  # loop time at which the connection is cut, 0: it is not
 
@@ -84,6 +86,8 @@ class Client(asyncio.Protocol):
         """The client has gone."""
         self._transport = None
         self._service.leave(self)
+        if self._own:
+            self._service.unshare(self._who(), self._own)
         if self._exchange:
             self._service.router.cancel(self._exchange)
             self._exchange = None
@@ -159,6 +163,11 @@ class Client(asyncio.Protocol):
         user = self._who() if service.memory else NO_USER
         self._exchange = Exchange(self, routed.op, routed.version, routed.header_length, request.body, now, user)
         service.router.submit(self._exchange)
+
+    def registered(self, name: str, ours: bool) -> None:
+        """A region was registered over this connection; `ours`: it ends with it."""
+        if ours:
+            self._own.append(name)
 
     def _who(self) -> int:
         if self._user is None and self._transport:

@@ -51,6 +51,7 @@ class Region:
     file: tuple[int, int]
     descriptor: int  # open as long as anything refers to this region: it may be on its way to a worker
     writable: bool
+    lasting: bool  # else it ends with the connection that registered it
 
     def __del__(self) -> None:
         os.close(self.descriptor)
@@ -94,7 +95,11 @@ class Memory:
     def __iter__(self) -> Iterator[Region]:
         return iter(self._regions.values())
 
-    def register(self, user: int, name: str, key: Any, start: Any, size: Any) -> bool:
+    def kept(self) -> list[dict[str, Any]]:
+        """What the next front is to know."""
+        return [region.kept() for region in self if region.lasting]
+
+    def register(self, user: int, name: str, key: Any, start: Any, size: Any, lasting: bool = True) -> bool:
         """A new region, or the same once more (False). Raises Refused."""
         if user == NO_USER:
             message = "shared memory is for applications on this machine, whose user the kernel tells"
@@ -103,7 +108,7 @@ class Memory:
         former = self._regions.get((user, name))
         if former is None:
             self._check_number(user)
-        made = self._open(user, name, key, start, size)
+        made = self._open(user, name, key, start, size, lasting)
         if former is not None:
             same = (former.key, former.start, former.size, former.file) == (key, start, size, made.file)
             if not same:
@@ -118,7 +123,7 @@ class Memory:
         for entry in kept:
             try:
                 user, name = int(entry["user"]), str(entry["name"])
-                made = self._open(user, name, str(entry["key"]), int(entry["offset"]), int(entry["byte_size"]))
+                made = self._open(user, name, str(entry["key"]), int(entry["offset"]), int(entry["byte_size"]), True)
             except Refused:
                 continue
             if list(made.file) == entry["file"]:
@@ -128,7 +133,7 @@ class Memory:
         if len(self._regions) >= MAX_REGIONS or sum(1 for u, _ in self._regions if u == user) >= MAX_REGIONS_OF_A_USER:
             raise Refused(429, "too_many_regions", f"{MAX_REGIONS_OF_A_USER} regions a user, {MAX_REGIONS} in all")
 
-    def _open(self, user: int, name: str, key: str, start: int, size: int) -> Region:
+    def _open(self, user: int, name: str, key: str, start: int, size: int, lasting: bool) -> Region:
         descriptor, writable = _opened(key)
         try:
             found = os.fstat(descriptor)
@@ -143,7 +148,7 @@ class Memory:
             os.close(descriptor)
             raise
         file = (found.st_dev, found.st_ino)
-        return Region(next(self._numbers), user, name, key, start, size, file, descriptor, writable)
+        return Region(next(self._numbers), user, name, key, start, size, file, descriptor, writable, lasting)
 
     def unregister(self, user: int, name: str | None) -> None:
         """One of the user's, or (None) all of them; nothing happens when there is none."""

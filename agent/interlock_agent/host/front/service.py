@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from interlock_agent import __version__
@@ -45,6 +46,7 @@ class Service:
         self.stopping = False
         self.memory = Memory()
         self._known: dict[str, Upstream] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._writer: asyncio.StreamWriter
         self._server: asyncio.AbstractServer
@@ -108,30 +110,41 @@ class Service:
 
     def share(self, exchange: Exchange, asked: routes.Sharing) -> None:
         """Register or end regions, or tell of them; answered when it holds, in every worker too."""
-        user, name, changed, told = exchange.user, asked.name, False, list[dict[str, Any]]()
+        user, name, told = exchange.user, asked.name, list[dict[str, Any]]()
         try:
             if asked.verb == b"status":
                 told = self.memory.status(user, name)
             elif asked.verb == b"unregister" or name is None:
                 self.memory.unregister(user, name)
-                changed = True
             else:
-                key, start, size = (asked.document.get(field) for field in ("key", "offset", "byte_size"))
-                changed = self.memory.register(user, name, key, 0 if start is None else start, size)
+                key, start, size, life = (asked.document.get(f) for f in ("key", "offset", "byte_size", "lifetime"))
+                if self.memory.register(user, name, key, 0 if start is None else start, size, life != "connection"):
+                    exchange.client.registered(name, life == "connection")
         except Refused as refused:
             exchange.client.fail(exchange, refused.status, refused.code, refused.message)
             return
-        answer = json.dumps(told if asked.verb == b"status" else {}).encode()
-        if not changed:
-            exchange.client.answer(exchange, 200, b"", NO_HEADER, answer)
-            return
-        self._send({"regions": [region.kept() for region in self.memory]})
-        task = self._loop.create_task(self._tell(exchange, answer))
-        task.add_done_callback(lambda done: done.exception())
+        if asked.verb == b"status":
+            exchange.client.answer(exchange, 200, b"", NO_HEADER, json.dumps(told).encode())
+        else:
+            self._shared(lambda: exchange.client.answer(exchange, 200, b"", NO_HEADER, b"{}"))
 
-    async def _tell(self, exchange: Exchange, answer: bytes) -> None:
-        await asyncio.gather(*(upstream.share() for upstream in self._known.values()))
-        exchange.client.answer(exchange, 200, b"", NO_HEADER, answer)
+    def unshare(self, user: int, names: list[str]) -> None:
+        """What ends with a connection."""
+        for name in names:
+            self.memory.unregister(user, name)
+        self._shared(lambda: None)
+
+    def _shared(self, then: Callable[[], None]) -> None:
+        """The regions have changed: the host and the workers learn it, and then ..."""
+        self._send({"regions": self.memory.kept()})
+
+        async def tell() -> None:
+            await asyncio.gather(*(upstream.share() for upstream in self._known.values()))
+            then()
+
+        task = self._loop.create_task(tell())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # --- the host -----------------------------------------------------------------------------------------------------
 

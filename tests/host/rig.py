@@ -131,17 +131,9 @@ class Rig:
         lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in config.items())
         await asyncio.to_thread(file.write_text, lines)
         log = await asyncio.to_thread((self.folder / "host.log").open, "ab")
+        command = [sys.executable, "-m", "interlock_agent.host", "run", "--config", str(file)]
         with log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "interlock_agent.host",
-                "run",
-                "--config",
-                str(file),
-                stderr=log,
-                env=guarded_environment() if self.guarded else dict(os.environ),
-            )
+            self.process = await self.spawn(command, guarded_environment() if self.guarded else dict(os.environ), log)
         control = self.folder / "run" / "host.sock"
 
         async def connect() -> Agent:
@@ -153,6 +145,10 @@ class Rig:
 
         self.agent = await asyncio.wait_for(connect(), DEADLINE_S)
         return self.agent
+
+    async def spawn(self, command: list[str], environment: dict[str, str], log: Any) -> asyncio.subprocess.Process:
+        """The host's process."""
+        return await asyncio.create_subprocess_exec(*command, stderr=log, env=environment)
 
     async def configure(self, listen: str = "127.0.0.1:0", unit: str = UNIT, **options: Any) -> str:
         self.address = (await self.agent.order(messages.Configure(unit, listen, options)))["address"]

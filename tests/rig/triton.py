@@ -23,6 +23,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import onnxruntime
 import pytest
 
 from tests.models.fetch import CACHE, OFFLINE
@@ -114,7 +115,7 @@ class TritonServer:
         for made in (self.repository, self.template):
             made.mkdir()
         (self.template / "config.pbtxt").write_text(CONFIG)
-        runtime = Path(__import__("onnxruntime").__file__).parent.parent
+        runtime = Path(str(onnxruntime.__file__)).parent.parent
         paths = [str(self._wheel), str(runtime)]
         text = MODEL.replace("PATHS", repr(paths)).replace("REFUSED", repr(str(folder / "refused")))
         (self.template / "model.py").write_text(text)

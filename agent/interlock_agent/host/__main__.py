@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(settings: config.Settings) -> int:
-    from interlock_agent.host import service
+    from interlock_agent.host import manager, service
 
     # systemd's journal has the time already.
     form = "level=%(levelname)s %(message)s"
@@ -72,7 +72,7 @@ def _run(settings: config.Settings) -> int:
         form = "time=%(asctime)s " + form
     logging.basicConfig(stream=sys.stderr, format=form, level=settings.log_level.upper())
     try:
-        asyncio.run(service.serve(settings))
+        asyncio.run(service.serve(settings, manager.Kept()))
     except service.AnotherHost as another:
         print(f"interlock-host: {another}", file=sys.stderr)
         return 3

@@ -83,6 +83,10 @@ async def in_thread(work: Callable[[Asking], str], timeout_s: float) -> str:
 
     threading.Thread(target=run, name="hook", daemon=True).start()
     try:
-        return await asyncio.wait_for(answered, timeout_s)
+        # Not `wait_for`: before Python 3.12 it may swallow a cancellation, and whoever asks in a loop would never end.
+        await asyncio.wait([answered], timeout=timeout_s)
+        if not answered.done():
+            raise asyncio.TimeoutError
+        return answered.result()
     finally:
         asking.stop()

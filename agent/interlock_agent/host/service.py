@@ -15,7 +15,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -32,23 +31,14 @@ from interlock_agent.host.children import end_leftovers
 from interlock_agent.host.config import Settings
 from interlock_agent.host.control import Control
 from interlock_agent.host.engine import Engine
+from interlock_agent.host.listeners import Listeners
+from interlock_agent.host.manager import Kept, notify
 
 log = logging.getLogger("interlock.host")
 
 
 class AnotherHost(Exception):
     """The state folder is in use."""
-
-
-def notify(text: str) -> None:
-    """Tell systemd, when there is one (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.setblocking(False)
-        channel.connect("\0" + address[1:] if address.startswith("@") else address)
-        channel.send(text.encode())
 
 
 def prepare(settings: Settings) -> tuple[int, Path]:
@@ -83,8 +73,9 @@ def boot_id() -> str:
         return ""
 
 
-async def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises AnotherHost, OSError."""
+async def serve(settings: Settings, kept: Kept) -> None:
+    """Run until SIGTERM or SIGINT. `kept` was taken before there was a loop, which has descriptors of its own. Raises
+    AnotherHost, OSError."""
     loop = asyncio.get_running_loop()
     lock, packages = await loop.run_in_executor(None, prepare, settings)
     store = await loop.run_in_executor(None, FileStore, Path(settings.state_dir))
@@ -109,7 +100,7 @@ async def serve(settings: Settings) -> None:
         "answer_timeout_s": settings.answer_timeout_s,
         "no_worker_s": settings.no_worker_s,
     }
-    fronts = ProcessFronts(run, packages, workers.upstream, limits, died, counted)
+    fronts = ProcessFronts(run, packages, workers.upstream, limits, died, counted, Listeners(kept))
     control = Control(lambda: engine, describe, __version__)
     engine = Engine(store, workers, fronts, SystemClock(), control, secrets.token_hex(3), OwnersHooks())
     stop = asyncio.Event()
@@ -118,6 +109,7 @@ async def serve(settings: Settings) -> None:
     watchdog = loop.create_task(_watchdog())
     try:
         await engine.start()
+        kept.forget()
         await control.open(settings.control)
         notify("READY=1")
         log.info("ready control=%s state=%s", settings.control, settings.state_dir)

@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
-import stat
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
@@ -21,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from interlock_agent.host.children import Child, child_environment
+from interlock_agent.host.listeners import Listeners
 from interlock_agent.host.messages import Promoted, from_fields
 from interlock_agent.host.ports import Upstream
 
 log = logging.getLogger("interlock.host")
 
-BACKLOG = 1024
 SETTLE_S = 1.0  # for a front to say that it has said everything
 SWITCH_S = 5.0  # for a front to take an order; one that does not is replaced
 RESTART_PAUSE_S = 0.05  # a front that cannot start is not started in a tight loop
@@ -58,9 +56,10 @@ class ProcessFronts:
         limits: dict[str, Any],
         lost: Callable[[str, str], Awaitable[None]],
         counted: Callable[[str, str, dict[str, Any]], None],
+        listeners: Listeners,
     ) -> None:
         self._records, self._packages, self._path_of, self._limits = run / "children", packages, path_of, limits
-        self._lost, self._counted = lost, counted
+        self._lost, self._counted, self._listeners = lost, counted, listeners
         self._fronts: dict[str, Front] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reports: set[asyncio.Task[None]] = set()
@@ -68,7 +67,7 @@ class ProcessFronts:
     async def open(self, unit: str, listen: str) -> str:
         """Listen, start the front. Raises OSError."""
         loop = asyncio.get_running_loop()
-        listener, address = await loop.run_in_executor(None, lambda: open_listener(listen))
+        listener, address = await loop.run_in_executor(None, lambda: self._listeners.open(unit, listen))
         front = Front(unit, listener, self._limits)
         self._fronts[unit] = front
         task = loop.create_task(self._keep(front))
@@ -211,35 +210,3 @@ def _nothing() -> asyncio.Future[Promoted]:
     done: asyncio.Future[Promoted] = asyncio.get_running_loop().create_future()
     done.set_result(Promoted(0, 0, 0.0))
     return done
-
-
-def open_listener(listen: str) -> tuple[socket.socket, str]:
-    """A listening socket for `HOST:PORT` (loopback unless the owner says otherwise) or `unix:/path`, and the address
-    that clients use. Blocks. Raises OSError, ValueError for what is neither."""
-    if listen.startswith("unix:"):
-        path = listen[5:]
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(path).st_mode):
-                os.unlink(path)
-        unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            unix.bind(path)
-            os.chmod(path, 0o666)  # noqa: S103 - as open as a loopback port is
-            unix.listen(BACKLOG)
-        except BaseException:
-            unix.close()
-            raise
-        return unix, listen
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"listen {listen!r} is neither HOST:PORT nor unix:/path")
-    bare = host.strip("[]")
-    tcp = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        tcp.bind((bare, int(port)))
-        tcp.listen(BACKLOG)
-    except BaseException:
-        tcp.close()
-        raise
-    return tcp, f"{host}:{tcp.getsockname()[1]}"

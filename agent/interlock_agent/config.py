@@ -229,6 +229,17 @@ class Triton(_Section):
         return {"triton": {name: value or "" for name, value in said.items()}, "timeout_s": self.timeout_s}
 
 
+class Batching(_Section):
+    """Requests of several applications in one run of the model."""
+
+    max_size: int = Field(ge=2, le=32)  # items of one run
+    delay_ms: float = Field(default=0.0, ge=0, le=1000)  # that the first of a batch waits for others, at most
+
+    def option(self) -> dict[str, Any]:
+        """As the host takes it."""
+        return {"max_size": self.max_size, "delay_s": self.delay_ms / 1000}
+
+
 class Unit(_Section):
     """One model on this device."""
 
@@ -239,6 +250,8 @@ class Unit(_Section):
     worker_python: str = sys.executable  # on Jetson the system's, where its ONNX Runtime lives
     memory_limit_bytes: int = Field(default=0, ge=0)  # of a worker; 0: none
     load_timeout_s: float = Field(default=120.0, gt=0)
+    concurrency: int = Field(default=0, ge=0, le=64)  # requests inside a worker at once; 0: as the host says
+    batching: Batching | None = None  # several requests in one run of the model
     gate: UnitGate = UnitGate()
     trial: UnitTrial = UnitTrial()
     health: UnitHealth = UnitHealth()
@@ -274,7 +287,13 @@ class Unit(_Section):
         """What a judgement depends on beside the limits: which form runs on what, and what measures it."""
         return self.model_dump(
             mode="json",
-            include={"providers": True, "provider_options": True, "threads": True, "gate": {"variants", "command"}},
+            include={
+                "providers": True,
+                "provider_options": True,
+                "threads": True,
+                "batching": True,
+                "gate": {"variants", "command"},
+            },
         )
 
     def _told(self) -> dict[str, Any]:
@@ -292,6 +311,8 @@ class Unit(_Section):
             "worker_python": self.worker_python,
             "memory_limit_bytes": self.memory_limit_bytes,
             "load_timeout_s": self.load_timeout_s,
+            "concurrency": self.concurrency,
+            "batching": self.batching.option() if self.batching is not None else {},
             "candidate_memory_bytes": self.gate.candidate_memory_bytes,
             "metrics": list(self.gate.metrics),
         }

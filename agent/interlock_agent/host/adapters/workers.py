@@ -58,12 +58,13 @@ class ProcessWorkers:
         self._nice: dict[str, int] = {}
         self._unwanted: set[str] = set()
         self._why: dict[str, str] = {}  # it was killed
+        self._takes: dict[str, int] = {}  # requests at once, where it is not as many as others
 
     def upstream(self, worker: str) -> tuple[str, int]:
         """Where the front finds it, and how many requests it takes at once."""
         # A Unix socket's path has 107 bytes at most, and unit names are long: a digest, not the name.
         name = hashlib.sha256(worker.encode()).hexdigest()[:16]
-        return str(self._sockets / f"{name}.sock"), self._concurrency
+        return str(self._sockets / f"{name}.sock"), self._takes.get(worker, self._concurrency)
 
     async def start(
         self,
@@ -92,6 +93,7 @@ class ProcessWorkers:
             raise WorkerError("load_failed", f"{python}: {failure}") from None
         self._children[worker], self._bounds[worker] = child, bounds
         self._asking[worker] = asyncio.Lock()
+        self._takes[worker] = _at_once(options, self._concurrency)
         await asyncio.to_thread(bounds.bind, child.pid)
         await self._be_nice(worker, max(0, int(options.get("nice") or 0)))
         bound = {"memory_limit_bytes": bounds.owner, "memory_now_bytes": bounds.own}
@@ -125,6 +127,7 @@ class ProcessWorkers:
         ended = await asyncio.shield(child.ended)
         self._children.pop(worker, None)
         self._asking.pop(worker, None)
+        self._takes.pop(worker, None)
         self._nice.pop(worker, None)
         self._unwanted.discard(worker)
         with contextlib.suppress(OSError):
@@ -238,3 +241,9 @@ class ProcessWorkers:
             child.end()
         await asyncio.gather(*(asyncio.shield(child.ended) for _, child in children))
         await asyncio.gather(*self._watches, return_exceptions=True)
+
+
+def _at_once(options: dict[str, Any], concurrency: int) -> int:
+    """How many requests a worker takes at once: the owner's number, and no fewer than one batch and the next."""
+    batch = int((options.get("batching") or {}).get("max_size") or 0)
+    return max(int(options.get("concurrency") or concurrency), 2 * batch)

@@ -83,11 +83,23 @@ class Worker:
             engines.remove_others(*options["engines"])
         from interlock_agent.host.worker import inference, names, serving
 
-        model = inference.Model(name, version, names.served(self._session, serve), allowed)
+        self._batching = options.get("batching") or {}
+        model = inference.Model(name, version, self._batched(names.served(self._session, serve)), allowed)
         serving.Serving(model, self._session.platform).listen(order["socket"])
         self._golden: Any = None
         self._metrics = [str(name) for name in options.get("metrics") or ()]
         self._load_s = time.perf_counter() - began
+
+    def _batched(self, backend: Any) -> Any:
+        """With the owner's dynamic batching, where he wants it and the model can."""
+        from interlock_agent.host.worker import batching
+
+        if not self._batching or not self._session.runs:
+            return backend
+        if not batching.can(backend):
+            sys.stderr.write("no batching: the first axis is not dynamic in every input and output\n")
+            return backend
+        return batching.Batcher(backend, int(self._batching["max_size"]), float(self._batching["delay_s"]))
 
     def _prepare_engines(self, session: Any, options: dict[str, Any]) -> dict[str, Any]:
         """Where a provider that compiles keeps its engines: `options["engines"]`. Their key, and whether they were
@@ -132,6 +144,7 @@ class Worker:
                 session = names.measured(session, self._folder.seal["serve"], folder.seal["serve"])
             self._golden = golden.Golden(folder, session, self._metrics)
             self._golden.on_cpu = self._session.on_cpu
+            self._golden.crowded = self._batched(session)
         if "probe" in question:
             probe = question["probe"]
             found = self._golden.probe(int(probe["first"]), int(probe["runs"]), int(probe.get("concurrency", 1)))

@@ -240,6 +240,15 @@ class Batching(_Section):
         return {"max_size": self.max_size, "delay_s": self.delay_ms / 1000}
 
 
+class TensorRt(_Section):
+    """How `runtime = "tensorrt"` builds an engine from ONNX on this device."""
+
+    fp16: bool = False
+    workspace_mib: int = Field(default=1024, ge=1)
+    max_batch: int = Field(default=1, ge=1)  # items of one request, where the first axis is dynamic
+    opt_batch: int = Field(default=1, ge=1)  # that it is fastest with
+
+
 class Unit(_Section):
     """One model on this device."""
 
@@ -252,6 +261,7 @@ class Unit(_Section):
     load_timeout_s: float = Field(default=120.0, gt=0)
     concurrency: int = Field(default=0, ge=0, le=64)  # requests inside a worker at once; 0: as the host says
     batching: Batching | None = None  # several requests in one run of the model
+    tensorrt: TensorRt = TensorRt()
     gate: UnitGate = UnitGate()
     trial: UnitTrial = UnitTrial()
     health: UnitHealth = UnitHealth()
@@ -292,6 +302,7 @@ class Unit(_Section):
                 "provider_options": True,
                 "threads": True,
                 "batching": True,
+                "tensorrt": True,
                 "gate": {"variants", "command"},
             },
         )
@@ -313,6 +324,7 @@ class Unit(_Section):
             "load_timeout_s": self.load_timeout_s,
             "concurrency": self.concurrency,
             "batching": self.batching.option() if self.batching is not None else {},
+            "tensorrt": self.tensorrt.model_dump(),
             "candidate_memory_bytes": self.gate.candidate_memory_bytes,
             "metrics": list(self.gate.metrics),
         }

@@ -133,9 +133,10 @@ class Requirement(Signed):
     value: str | int | Finite | tuple[str, ...]
 
 
-Runtime = Literal["onnxruntime", "external"]
-"""`external`: Interlock holds the file and does not open it; an application of the device's owner does, from `live/`,
-and a command of his measures it (`gate.command`)."""
+Runtime = Literal["onnxruntime", "tensorrt", "external"]
+"""`tensorrt`: an engine is built on the device from an ONNX file, or opened as it is, built for that very device.
+`external`: Interlock holds the file and does not open it; an application of the device's owner does, from `live/`, and
+a command of his measures it (`gate.command`)."""
 
 
 COMPILERS = frozenset({"cuda", "onnxruntime", "tensorrt"})
@@ -165,6 +166,8 @@ class Variant(Signed):
         if self.compiled_context and not ({"gpu", "driver"} <= named and named & COMPILERS):
             needed = f"the gpu, the driver, and one of {', '.join(sorted(COMPILERS))}"
             raise ValueError(f"built_for: a compiled form names at least {needed} that it was built for")
+        if self.runtime == "tensorrt" and not self.file.endswith(".onnx") and not {"gpu", "tensorrt"} <= named:
+            raise ValueError("built_for: an engine names at least the gpu and the tensorrt that it was built for")
         if self.reference and self.built_for:
             raise ValueError("built_for: the reference runs anywhere; a compiled form cannot be it")
         return self

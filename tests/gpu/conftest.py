@@ -60,3 +60,12 @@ def nvml() -> Nvml:
     if why:
         pytest.skip(why)
     return Nvml()
+
+
+@pytest.fixture
+def tensorrt_alone() -> None:
+    """TensorRT's own Python package, with CUDA's runtime beside it."""
+    if not Path("/proc/driver/nvidia/version").exists() and not Path("/etc/nv_tegra_release").exists():
+        pytest.skip("this machine has no NVIDIA GPU (no driver is loaded)")
+    if importlib.util.find_spec("tensorrt") is None:
+        pytest.skip("this environment has no package tensorrt")

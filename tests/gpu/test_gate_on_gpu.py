@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -105,3 +106,16 @@ def test_other_weights_under_the_same_names_are_not_the_old_ones(tensorrt: OnGpu
     for path in (one, two):
         code, said = tensorrt.gate(path)
         assert code == 0, json.dumps(said["verdict"]["message"])
+
+
+def test_tensorrt_alone_builds_an_engine_and_answers_right(tensorrt_alone: None, tmp_path: Path) -> None:
+    from interlock_agent.host.worker.backends.tensorrt import Session
+    from tests.host import models
+
+    models.make_model(tmp_path / "model.onnx", 3.0)
+    (tmp_path / "engines" / "k").mkdir(parents=True)
+    options = {"engines": [str(tmp_path / "engines"), "k"], "tensorrt": {"max_batch": 4}}
+    for _ in range(2):  # the second time from what was kept
+        x = np.arange(8, dtype=np.float32).reshape(2, 4)
+        answer = Session(str(tmp_path / "model.onnx"), options).run(["y"], {"x": x})[0]
+        assert np.allclose(answer, 3 * x, rtol=1e-3)

@@ -161,3 +161,12 @@ async def test_several_at_a_time_through_the_host(short_path: Path) -> None:
         with pytest.raises(OrderError) as refused:
             await rig.agent.order(messages.Probe("nobody", 1, 0, 1, concurrency=4))
         assert refused.value.code == "unknown_worker"
+
+
+def test_bound_inputs_and_outputs_give_the_same(tmp_path: Path) -> None:
+    """IO binding, as a session on another device uses it; the CPU can be bound too."""
+    models.make_model(tmp_path / "model.onnx", 3.0)
+    session = Session(str(tmp_path / "model.onnx"), {})
+    assert session._how == session._session.run
+    found = session._run_bound(["y"], {"x": X})
+    assert [array.tolist() for array in found] == [array.tolist() for array in session.run(["y"], {"x": X})]

@@ -336,6 +336,19 @@ def test_a_compiled_form_says_what_it_was_built_for(lacking: str) -> None:
         the_manifest(variants=variants(built_for=named))
 
 
+def test_an_engine_of_tensorrt_says_what_it_was_built_for() -> None:
+    file = {**the_manifest().model_dump(mode="json", by_alias=True)["files"][0], "name": "model.plan"}
+    files = [*the_manifest().model_dump(mode="json", by_alias=True)["files"], file]
+    plain = {"file": "model.plan", "runtime": "tensorrt", "compiled_context": False}
+    built_for = {"gpu": "Orin", "tensorrt": "10.3"}
+    made = the_manifest(variants=variants(**plain, built_for=built_for), files=files)
+    assert made.variants[1].runtime == "tensorrt"
+    for lacking in built_for:
+        named = {fact: value for fact, value in built_for.items() if fact != lacking}
+        with pytest.raises(Invalid, match="an engine names at least"):
+            the_manifest(variants=variants(**plain, built_for=named), files=files)
+
+
 def test_a_compiled_form_is_never_the_reference() -> None:
     alone = [{**ENGINE, "reference": True, "built_for": BUILT_FOR}]
     with pytest.raises(Invalid, match="cannot be it"):

@@ -140,7 +140,7 @@ def _told(source: Source) -> onnx_file.OnnxFile:
 def _signature(source: Source) -> Signature:
     """The reference's signature with the overrides; every other variant must have the same names and types."""
     recipe = source.recipe
-    opened = [index for index, variant in enumerate(recipe.variants) if variant.runtime != "external"]
+    opened = [index for index, variant in enumerate(recipe.variants) if variant.is_onnx]
     models = {index: _look(source, index) for index in opened}
     reference = next((index for index, variant in enumerate(recipe.variants) if variant.reference), 0)
     if reference not in models:

@@ -62,6 +62,11 @@ class VariantEntry(Signed):
     built_for: dict[Fact, str | int] = Field(default_factory=dict)
     custom_ops: tuple[str, ...] = ()
 
+    @property
+    def is_onnx(self) -> bool:
+        """Whether it can be opened here: not what an application opens, and no engine."""
+        return self.runtime == "onnxruntime" or (self.runtime == "tensorrt" and self.file.endswith(".onnx"))
+
 
 class GoldenEntry(Signed):
     """As the manifest's, with names that may be left out: an array is then called as its tensor, and slices as the

@@ -26,6 +26,7 @@ from interlock_agent.host.worker.folder import Folder
 # Runtime in the seal -> the backend's module. A name that is not here is refused, never imported.
 BACKENDS = {
     "onnxruntime": "interlock_agent.host.worker.backends.onnxruntime",
+    "tensorrt": "interlock_agent.host.worker.backends.tensorrt",
     "external": "interlock_agent.host.worker.backends.external",
 }
 
@@ -62,7 +63,7 @@ class Worker:
             free = (o["name"] for o in serve["outputs"] if o.get("non_finite") == "allowed")
             allowed = frozenset(known.get(name, name) for name in free)
             # What serves has passed: a stricter release of ours must not end it.
-            if options.get("role") == "candidate" and serve["runtime"] != "external":
+            if options.get("role") == "candidate" and (serve["runtime"] == "onnxruntime" or path.endswith(".onnx")):
                 files = [entry["name"] for entry in seal["files"]]
                 scan.check(path, files, bool(serve.get("compiled_context")), serve.get("custom_ops") or ())
         except (KeyError, TypeError) as error:
@@ -104,7 +105,7 @@ class Worker:
     def _prepare_engines(self, session: Any, options: dict[str, Any]) -> dict[str, Any]:
         """Where a provider that compiles keeps its engines: `options["engines"]`. Their key, and whether they were
         there already; empty without such a provider."""
-        if not engines.compiles([str(name) for name in options.get("providers") or ()]):
+        if not session.compiles(options):
             return {}
         name = engines.key(self._folder.seal, options, engines.facts(session.runtime, session.build))
         folder = self._folder.ours(engines.FOLDER)

@@ -55,11 +55,13 @@ def key(seal: dict[str, Any], options: dict[str, Any], facts: dict[str, str]) ->
     document = {
         "schema": SCHEMA,
         "model": seal["serve"]["file"],
+        "opened_by": seal["serve"]["runtime"],
         "files": sorted(files),
         "inputs": seal["serve"]["inputs"],
         "outputs": seal["serve"]["outputs"],
         "providers": list(options.get("providers") or ()),
         "provider_options": options.get("provider_options") or {},
+        "tensorrt": options.get("tensorrt") or {},
         "threads": int(options.get("threads") or 1),
         "facts": facts,
     }

@@ -25,7 +25,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
         return [*told, await _load_time(run, tried)]
     signature = run.manifest.signature
     different = contracts.loaded_differently(signature, tried.loaded["inputs"], tried.loaded["outputs"])
-    asked = list(place.settings.providers)
+    asked = ["TensorRT"] if tried.variant.runtime == "tensorrt" else list(place.settings.providers)
     missing = [provider for provider in asked if provider not in tried.loaded["providers"]]
     problems = [f"asked for {', '.join(asked)}; runs on {', '.join(tried.loaded['providers'])}"]
     fell_back = bool(tried.loaded["fell_back"] or missing)

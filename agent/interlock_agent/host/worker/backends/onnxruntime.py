@@ -11,6 +11,7 @@ Rules of the file:
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,11 @@ class Session:
     runs = True
     build = str(getattr(ort, "get_build_info", lambda: "")())
 
+    @staticmethod
+    def compiles(options: dict[str, Any]) -> bool:
+        """Whether one of the providers makes engines."""
+        return engines.compiles([str(name) for name in options.get("providers") or ()])
+
     def __init__(self, path: str, options: dict[str, Any]) -> None:
         asked = [str(name) for name in options.get("providers") or [CPU]]
         settings = ort.SessionOptions()
@@ -80,6 +86,9 @@ class Session:
         texts = {entry["name"] for entry in self.inputs if entry["dtype"] == "BYTES"}
         if self._bits and (texts or not hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type")):
             raise LoadError("load_failed", "this runtime takes BF16 not at all in Python, or not beside BYTES")
+        texts |= {entry["name"] for entry in self.outputs if entry["dtype"] == "BYTES"}
+        plain = self._session.run if self.on_cpu or texts else self._run_bound
+        self._how: Callable[[list[str], dict[str, Any]], list[Any]] = self._run_bits if self._bits else plain
 
     def _on_cpu(self) -> bool:
         """Whether nodes were placed on the CPU although another provider was asked for."""
@@ -94,12 +103,23 @@ class Session:
     def run(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         """The outputs named. Raises BadRequest when the runtime calls the input invalid."""
         try:
-            found: list[Any] = self._run_bits(names, feeds) if self._bits else self._session.run(names, feeds)
+            found: list[Any] = self._how(names, feeds)
         except Exception as failure:  # the runtime's errors have no common class; all but this one go on as they are
             if type(failure).__name__ == "InvalidArgument":
                 raise BadRequest(400, "invalid_argument", f"{failure}"[:500]) from None
             raise
         return found
+
+    def _run_bound(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+        """As `run`, with what goes to the device and comes back bound (IO binding): one copy each way, on the session's
+        own stream, and no wait in between."""
+        bound = self._session.io_binding()
+        for name, array in feeds.items():
+            bound.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in names:
+            bound.bind_output(name)
+        self._session.run_with_iobinding(bound)
+        return list(bound.copy_outputs_to_cpu())
 
     def _run_bits(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         """As `run`, through the runtime's own values; these have no way to numpy for BF16 but their address."""

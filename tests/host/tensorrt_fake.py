@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-ILLEGAL = 700
+ILLEGAL, STREAM = 700, 7
 
 
 class Library:
@@ -26,11 +26,11 @@ class Library:
         self.cudaGetErrorString = _Function(lambda code: b"an illegal memory access was encountered")
 
     def cudaStreamCreate(self, into: Any) -> int:  # noqa: N802 - CUDA's name
-        into._obj.value = 7
+        into._obj.value = STREAM
         return self.broken
 
     def cudaStreamSynchronize(self, stream: Any) -> int:  # noqa: N802
-        return self.broken if stream.value == 7 else 400
+        return self.broken if stream.value == STREAM else 400
 
     def cudaMalloc(self, into: Any, size: Any) -> int:  # noqa: N802
         held = ctypes.create_string_buffer(size.value)
@@ -60,83 +60,87 @@ class _Function:
         return self._call(*arguments)
 
 
-def module(library: Library) -> types.ModuleType:
-    """A module `tensorrt`, whose engines run in that library's memory."""
+_INPUT, _OUTPUT = "in", "out"
+_FLOAT = types.SimpleNamespace(name="FLOAT")
+
+
+class _Logger:
+    ERROR = 1
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+
+class _Context:
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._shapes: dict[str, Any] = {}
+        self._addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: Any) -> bool:
+        low, _, high = self._engine.profile or ([1, 4],) * 3
+        self._shapes[name] = tuple(shape)
+        return low[0] <= shape[0] <= high[0] and list(shape[1:]) == low[1:]
+
+    def get_tensor_shape(self, name: str) -> Any:
+        return tuple(self._shapes["x"])
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self._addresses[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == STREAM
+        count = int(np.prod(self._shapes["x"]))
+        kind = ctypes.POINTER(ctypes.c_float)
+        x, y = (np.ctypeslib.as_array(ctypes.cast(self._addresses[n], kind), (count,)) for n in "xy")
+        y[:] = x * self._engine.factor
+        return True
+
+
+class _Engine:
+    num_io_tensors = 2
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.factor, self.profile = data["factor"], data["profile"]
+
+    def get_tensor_name(self, index: int) -> str:
+        return "xy"[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return _INPUT if name == "x" else _OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return _FLOAT
+
+    def get_tensor_shape(self, name: str) -> Any:
+        return (-1, 4)
+
+    def create_execution_context(self) -> _Context:
+        return _Context(self)
+
+
+class _Runtime:
+    def __init__(self, logger: _Logger) -> None:
+        assert logger.level == _Logger.ERROR
+
+    def deserialize_cuda_engine(self, data: bytes) -> _Engine | None:
+        try:
+            return _Engine(json.loads(data))
+        except ValueError:
+            return None
+
+
+def module() -> types.ModuleType:
+    """A module `tensorrt`. `built`: the configurations that engines were built with."""
     trt = types.ModuleType("tensorrt")
     found: Any = trt
-    found.__version__ = "10.3.0"
-    found.built = []
-    mode, kind = types.SimpleNamespace(INPUT="in", OUTPUT="out"), types.SimpleNamespace(name="FLOAT")
-
-    class Logger:
-        ERROR = 1
-
-        def __init__(self, level: int) -> None:
-            self.level = level
-
-    class Context:
-        def __init__(self, engine: Any) -> None:
-            self._engine = engine
-            self._shapes: dict[str, Any] = {}
-            self._addresses: dict[str, int] = {}
-
-        def set_input_shape(self, name: str, shape: Any) -> bool:
-            low, _, high = self._engine.profile or ([1, 4],) * 3
-            self._shapes[name] = tuple(shape)
-            return low[0] <= shape[0] <= high[0] and list(shape[1:]) == low[1:]
-
-        def get_tensor_shape(self, name: str) -> Any:
-            return tuple(self._shapes["x"])
-
-        def set_tensor_address(self, name: str, address: int) -> None:
-            self._addresses[name] = address
-
-        def execute_async_v3(self, stream: int) -> bool:
-            assert stream == 7
-            count = int(np.prod(self._shapes["x"]))
-            x, y = (
-                np.ctypeslib.as_array(ctypes.cast(self._addresses[n], ctypes.POINTER(ctypes.c_float)), (count,))
-                for n in "xy"
-            )
-            y[:] = x * self._engine.factor
-            return True
-
-    class Engine:
-        num_io_tensors = 2
-
-        def __init__(self, data: dict[str, Any]) -> None:
-            self.factor, self.profile = data["factor"], data["profile"]
-
-        def get_tensor_name(self, index: int) -> str:
-            return "xy"[index]
-
-        def get_tensor_mode(self, name: str) -> Any:
-            return mode.INPUT if name == "x" else mode.OUTPUT
-
-        def get_tensor_dtype(self, name: str) -> Any:
-            return kind
-
-        def get_tensor_shape(self, name: str) -> Any:
-            return (-1, 4)
-
-        def create_execution_context(self) -> Context:
-            return Context(self)
-
-    class Runtime:
-        def __init__(self, logger: Logger) -> None:
-            assert logger.level == Logger.ERROR
-
-        def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
-            try:
-                return Engine(json.loads(data))
-            except ValueError:
-                return None
-
-    found.Logger, found.Runtime, found.TensorIOMode = Logger, Runtime, mode
+    found.__version__, found.built = "10.3.0", []
+    found.Logger, found.Runtime = _Logger, _Runtime
+    found.TensorIOMode = types.SimpleNamespace(INPUT=_INPUT, OUTPUT=_OUTPUT)
     found.NetworkDefinitionCreationFlag = types.SimpleNamespace(EXPLICIT_BATCH=0)
     found.MemoryPoolType = types.SimpleNamespace(WORKSPACE="workspace")
     found.BuilderFlag = types.SimpleNamespace(FP16="fp16")
-    found.Builder, found.OnnxParser = _builder(found), _Parser
+    found.Builder, found.OnnxParser = lambda logger: _Builder(found.built), _Parser
     return trt
 
 
@@ -163,72 +167,73 @@ class _Parser:
         return "this is no ONNX"
 
 
-def _builder(found: Any) -> Any:
-    class Network:
-        def __init__(self) -> None:
-            self.inputs: list[Any] = []
-            self.factor = 0.0
+class _Network:
+    def __init__(self) -> None:
+        self.inputs: list[Any] = []
+        self.factor = 0.0
 
-        @property
-        def num_inputs(self) -> int:
-            return len(self.inputs)
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
 
-        def get_input(self, index: int) -> Any:
-            return self.inputs[index]
+    def get_input(self, index: int) -> Any:
+        return self.inputs[index]
 
-    class Profile:
-        def __init__(self) -> None:
-            self.shapes: dict[str, Any] = {}
 
-        def set_shape(self, name: str, low: Any, best: Any, high: Any) -> None:
-            self.shapes[name] = (low, best, high)
+class _Profile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, Any] = {}
 
-    class Cache:
-        def __init__(self, data: bytes) -> None:
-            self.data = data
+    def set_shape(self, name: str, low: Any, best: Any, high: Any) -> None:
+        self.shapes[name] = (low, best, high)
 
-        def serialize(self) -> bytes:
-            return self.data + b"timed "
 
-    class Config:
-        def __init__(self) -> None:
-            self.flags: list[str] = []
+class _Cache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
-        def set_memory_pool_limit(self, pool: str, size: int) -> None:
-            self.pool = (pool, size)
+    def serialize(self) -> bytes:
+        return self.data + b"timed "
 
-        def set_flag(self, flag: str) -> None:
-            self.flags.append(flag)
 
-        def add_optimization_profile(self, profile: Profile) -> None:
-            self.profile = profile
+class _Config:
+    def __init__(self) -> None:
+        self.flags: list[str] = []
 
-        def create_timing_cache(self, data: bytes) -> Cache:
-            return Cache(data)
+    def set_memory_pool_limit(self, pool: str, size: int) -> None:
+        self.pool = (pool, size)
 
-        def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> None:
-            assert not ignore_mismatch
-            self.cache = cache
+    def set_flag(self, flag: str) -> None:
+        self.flags.append(flag)
 
-        def get_timing_cache(self) -> Cache:
-            return self.cache
+    def add_optimization_profile(self, profile: _Profile) -> None:
+        self.profile = profile
 
-    class Builder:
-        def __init__(self, logger: Any) -> None:
-            self.logger = logger
+    def create_timing_cache(self, data: bytes) -> _Cache:
+        return _Cache(data)
 
-        def create_network(self, flags: int) -> Network:
-            assert flags == 1
-            return Network()
+    def set_timing_cache(self, cache: _Cache, ignore_mismatch: bool) -> None:
+        assert not ignore_mismatch
+        self.cache = cache
 
-        def create_builder_config(self) -> Config:
-            return Config()
+    def get_timing_cache(self) -> _Cache:
+        return self.cache
 
-        def create_optimization_profile(self) -> Profile:
-            return Profile()
 
-        def build_serialized_network(self, network: Network, config: Config) -> bytes:
-            found.built.append(config)
-            return json.dumps({"factor": network.factor, "profile": config.profile.shapes.get("x")}).encode()
+class _Builder:
+    def __init__(self, built: list[Any]) -> None:
+        self._built = built
 
-    return Builder
+    def create_network(self, flags: int) -> _Network:
+        assert flags == 1
+        return _Network()
+
+    def create_builder_config(self) -> _Config:
+        return _Config()
+
+    def create_optimization_profile(self) -> _Profile:
+        return _Profile()
+
+    def build_serialized_network(self, network: _Network, config: _Config) -> bytes:
+        self._built.append(config)
+        return json.dumps({"factor": network.factor, "profile": config.profile.shapes.get("x")}).encode()

@@ -30,7 +30,7 @@ def library() -> tensorrt_fake.Library:
 
 @pytest.fixture
 def backend(library: tensorrt_fake.Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_fake.module(library))
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_fake.module())
     monkeypatch.setattr(cuda, "load", lambda: library)
     monkeypatch.delitem(sys.modules, NAME, raising=False)
     yield importlib.import_module(NAME)

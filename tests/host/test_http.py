@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from interlock_agent.host.front import http
 from interlock_agent.host.front.http import MAX_HEAD_BYTES, MAX_HEADERS, Malformed, Parser
 
 
@@ -143,3 +144,48 @@ def test_a_client_that_waits_for_continue_is_seen() -> None:
     assert request.body == b"abc"
     assert parser.idle
     assert not vars(parser)["wants_continue"]
+
+
+class Made:
+    """Memory for a large body."""
+
+    def __init__(self, length: int) -> None:
+        self.data = bytearray(length)
+        self.view = memoryview(self.data)
+
+    def __bytes__(self) -> bytes:
+        return bytes(self.data)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=30))
+def test_large_bodies_are_read_to_where_they_belong(sizes: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http, "LARGE_BYTES", 5)
+        parser, stream, found, made = Parser(1 << 20, Made), memoryview(STREAM), [], 0
+        steps = iter(sizes)
+        while True:
+            while (request := parser.next()) is not None:
+                found.append((request.method, request.target, bytes(request.body), request.keep_alive))
+                made += isinstance(request.body, Made)
+            if not stream:
+                break
+            space, size = parser.space, min(next(steps, 7), len(stream))
+            if space is None:
+                parser.feed(stream[:size])
+            else:
+                size = min(size, len(space))
+                space[:size] = stream[:size]
+                parser.filled(size)
+            stream = stream[size:]
+    assert (found, made) == (REQUESTS, 1)
+
+
+def test_what_cannot_be_made_is_told() -> None:
+    def full(length: int) -> Any:
+        raise OSError(12, "Cannot allocate memory")
+
+    parser = Parser(1 << 20, full)
+    parser.feed(head("POST /a HTTP/1.1", "Host: x", "Content-Length: 100000"))
+    with pytest.raises(OSError, match="Cannot allocate"):
+        parser.next()

@@ -5,7 +5,10 @@ Rules of the file:
 - Front -> worker, over a Unix stream socket, one request at a time a connection: `REQUEST` header, version (UTF-8),
   body. Worker -> front: `ANSWER` header, body. Integers are big-endian. Bodies pass as they came: the front does not
   parse them. As many connections as the worker has threads; the front queues the rest.
-- Memory that applications share: `OP_HOLD` gives the worker a region, with its descriptor beside one more byte,
+- A large body is not sent but lies in memory of the sender's own (`make_memory`), whose descriptor comes beside the
+  header: of a request always, of an answer when it is new. An answer's is used again for the next on that connection:
+  the front is done with it, or has a copy, before it asks again. Only who says `TAKES_MEMORY` gets answers so.
+- Memory that applications share: `OP_HOLD` gives the worker a region, with its descriptor beside the header,
   `OP_DROP` takes it away. A worker reads regions, and never writes into one: what belongs there comes with the answer
   (`writes` times `WRITE`, their data, then the body), and the front writes it. So nothing of a worker that was given
   up, and computes on, ever reaches an application's memory.
@@ -15,7 +18,12 @@ Rules of the file:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import mmap
+import os
+import resource
 import socket
 import struct
 from typing import Any
@@ -35,8 +43,14 @@ OP_METADATA = 2
 OP_READY = 3
 OP_HOLD = 4
 OP_DROP = 5
+TAKES_MEMORY = 0x80  # added to the op
 
 FLAG_NON_FINITE = 1  # the answer holds NaN or Inf where the signature does not allow it
+FLAG_IN_MEMORY = 2  # what follows the header lies in memory
+
+LARGE_BYTES = 64 * 1024  # from here on a copy through a socket costs more than memory that both map
+DESCRIPTORS = 8192  # 1,024 clients with a large body each, 512 regions, and room
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 MAX_BODY_BYTES = 64 * 1024 * 1024  # of a request: a dozen uncompressed 1080p frames
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
@@ -71,6 +85,58 @@ def read_exactly(connection: socket.socket, size: int) -> bytearray:
             raise EOFError("end of stream")
         view = view[got:]
     return data
+
+
+def read_with_descriptors(connection: socket.socket, size: int) -> tuple[bytearray, list[int]]:
+    """That many bytes, and the descriptors that came beside the first of them; they are the caller's. Raises EOFError
+    at the end of the stream."""
+    data, descriptors, _, _ = socket.recv_fds(connection, size, 2)
+    try:
+        if not data:
+            raise EOFError("end of stream")
+        return bytearray(data) + read_exactly(connection, size - len(data)), descriptors
+    except BaseException:
+        close_all(descriptors)
+        raise
+
+
+def allow_descriptors(number: int = DESCRIPTORS) -> None:
+    """As many open files as that, where the system lets us: a connection, a region and a large body have one each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def close_all(descriptors: list[int]) -> None:
+    """Close them, whatever they are."""
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def make_memory(size: int) -> tuple[int, mmap.mmap]:
+    """Memory that others may map too: its descriptor, and it. It is sealed: nobody can shorten it under a reader.
+    Raises OSError."""
+    descriptor = os.memfd_create("interlock", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        return descriptor, mmap.mmap(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def map_memory(descriptor: int) -> mmap.mmap:
+    """What the other side made, to be read; the descriptor is closed. Raises OSError, and ValueError for what is not
+    sealed."""
+    try:
+        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+            raise ValueError("memory that is not sealed")
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
 
 
 def send_document(connection: socket.socket, document: dict[str, Any]) -> None:

@@ -10,7 +10,9 @@ Rules of the file:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ HEAD_TIMEOUT_S = 15.0  # from a request's first byte to the end of its headers
 BODY_TIMEOUT_S = 30.0  # without a byte of a body that is awaited
 LINGER_S = 2.0  # an answer before the end of the request: the rest is read and dropped, so that it can be received
 READ_TIMEOUT_S = 60.0  # for a client to read an answer
+JOINED_BYTES = 16 * 1024  # an answer that is copied behind its headers: one call instead of two
 PIPELINED_BYTES = 256 * 1024  # read ahead while a request is being answered
 
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
@@ -36,13 +39,14 @@ _BINARY = b"Content-Type: application/octet-stream\r\nInference-Header-Content-L
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Client(asyncio.Protocol):
+class Client(asyncio.BufferedProtocol):
     """asyncio's protocol of one connection."""
 
     __slots__ = (
         "_continued",
         "_deadline",
         "_deaf",
+        "_direct",
         "_eof",
         "_exchange",
         "_keep_alive",
@@ -59,7 +63,8 @@ class Client(asyncio.Protocol):
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._parser = Parser(service.max_body)
+        self._parser = Parser(service.max_body, service.bodies.make)
+        self._direct = False  # bytes go where they belong at once
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._keep_alive = True
@@ -92,14 +97,23 @@ class Client(asyncio.Protocol):
             self._service.router.cancel(self._exchange)
             self._exchange = None
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go. One place for all connections: they are taken from there at once."""
+        space = None if self._deaf else self._parser.space
+        self._direct = space is not None
+        return self._service.scratch if space is None else space
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Bytes of requests."""
         if self._deaf:
             return
         parser = self._parser
         if parser.idle or parser.in_body:
             self._progress = self._service.now()
-        parser.feed(data)
+        if self._direct:
+            parser.filled(nbytes)
+        else:
+            parser.feed(self._service.scratch[:nbytes])
         if self._exchange is None and not self._paused_writing:
             self._go_on()
         elif parser.pending > PIPELINED_BYTES and self._transport:
@@ -132,6 +146,9 @@ class Client(asyncio.Protocol):
                 request = parser.next()
             except Malformed as malformed:
                 self._refuse(malformed)
+                return
+            except OSError as failure:
+                self._refuse(Malformed(503, "overloaded", f"no memory for the body: {failure.strerror}"))
                 return
             if request is None:
                 if parser.wants_continue and not self._continued:
@@ -208,11 +225,10 @@ class Client(asyncio.Protocol):
         if self._request_old and self._keep_alive:
             connection = b"Connection: keep-alive\r\n"
         start = b"%b%b%bContent-Length: %d\r\n\r\n" % (_STATUS[status], head, connection, len(body))
-        if len(body) <= 16384:
+        if len(body) <= JOINED_BYTES:
             transport.write(b"%b%b" % (start, body))
         else:
-            transport.write(start)
-            transport.write(body)
+            _write(transport, start, body)
         if not self._keep_alive:
             self._deaf = True
             self._deadline = self._service.now() + READ_TIMEOUT_S
@@ -254,3 +270,16 @@ class Client(asyncio.Protocol):
         self._keep_alive = False
         if self._exchange is None and self._transport and not self._paused_writing:
             self._transport.close()
+
+
+def _write(transport: asyncio.Transport, start: bytes, body: Any) -> None:
+    """What the socket takes goes at once, from where it lies; the rest is copied: the body's memory is used again."""
+    sent = 0
+    if not transport.get_write_buffer_size() and transport.get_extra_info("sslcontext") is None:
+        with contextlib.suppress(OSError):  # it takes nothing now; or is broken, as the transport will find out
+            sent = os.writev(transport.get_extra_info("socket").fileno(), (start, body))
+    if sent < len(start):
+        transport.write(start[sent:])
+        sent = len(start)
+    if sent < len(start) + len(body):
+        transport.write(bytes(body[sent - len(start) :]))

@@ -4,6 +4,7 @@ Rules of the file:
 - Pure: bytes in, requests out; the same requests however the stream is split. No I/O, no clock.
 - What is ambiguous is refused (both lengths, two lengths, a folded header, a bare line feed, a space before the
   colon): a message that two parties read differently is how requests are smuggled.
+- A large body of known length has memory made for it at once, into which the stream can be read directly (`space`).
 - Every size has a limit, and is checked before memory is spent.
 - After `Malformed` the stream cannot be trusted: answer, close.
 """
@@ -11,7 +12,11 @@ Rules of the file:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from interlock_agent.host.wire import LARGE_BYTES
 
 MAX_HEAD_BYTES = 32 * 1024  # request line and headers; clients of inference send a few hundred bytes
 MAX_HEADERS = 100
@@ -40,14 +45,17 @@ class Request:
     headers: dict[bytes, bytes]
     keep_alive: bool
     old: bool  # HTTP/1.0
-    body: bytes | bytearray = b""
+    body: Any = b""  # bytes, a bytearray, or what was made for a large one
 
 
 class Parser:
-    """Feed it bytes, then take requests with `next` until there is none."""
+    """Feed it bytes, then take requests with `next` until there is none. `make(length)` gives something with a `view`
+    of that many bytes, for large bodies; what it raises, `next` does."""
 
-    def __init__(self, max_body: int) -> None:
-        self._max_body = max_body
+    def __init__(self, max_body: int, make: Callable[[int], Any] | None = None) -> None:
+        self._max_body, self._make = max_body, make
+        self._made: Any = None
+        self._view = memoryview(b"")  # what is still to be filled of it
         self._buffer = bytearray()
         self._request: Request | None = None  # its head is complete, its body is not
         self._body = bytearray()
@@ -72,9 +80,18 @@ class Parser:
         """Bytes that wait in the buffer."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """More of the stream."""
         self._buffer += data
+
+    @property
+    def space(self) -> memoryview | None:
+        """Where the next bytes of the stream may go instead of into `feed`; then `filled` says how many have."""
+        return self._view if self._view and not self._buffer else None
+
+    def filled(self, size: int) -> None:
+        """So many bytes of the stream are in `space`."""
+        self._view, self.wants_continue = self._view[size:], False
 
     def next(self) -> Request | None:
         """The next whole request, None when more bytes are needed. Raises Malformed."""
@@ -85,7 +102,8 @@ class Parser:
             if done:
                 request, self._request = self._request, None
                 assert request is not None
-                request.body, self._body = self._body, bytearray()
+                request.body, self._body = self._body if self._made is None else self._made, bytearray()
+                self._made = None
                 self._state, self._trailers, self.wants_continue = self._head, 0, False
                 return request
 
@@ -125,6 +143,9 @@ class Parser:
             self._limit(self._left)
             if not self._left:
                 return True
+            if self._make is not None and self._left >= LARGE_BYTES:
+                self._made = self._make(self._left)
+                self._view, self._state = self._made.view, self._direct
         else:
             return True
         expect = headers.get(b"expect")
@@ -159,6 +180,16 @@ class Parser:
 
     def _whole(self) -> bool | None:
         return True if self._take() else None
+
+    def _direct(self) -> bool | None:
+        buffer = self._buffer
+        if buffer and self._view:
+            self.wants_continue = False
+            start = buffer[: len(self._view)]
+            self._view[: len(start)] = start
+            self._view = self._view[len(start) :]
+            del buffer[: len(start)]
+        return None if self._view else True
 
     def _line(self, limit: int) -> bytes | None:
         end = self._buffer.find(b"\r\n")

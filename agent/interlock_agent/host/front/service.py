@@ -19,18 +19,28 @@ from typing import Any
 
 from interlock_agent import __version__
 from interlock_agent.host.front import routes
+from interlock_agent.host.front.bodies import Bodies
 from interlock_agent.host.front.client import Client
 from interlock_agent.host.front.http import Request
 from interlock_agent.host.front.memory import Memory, Refused
 from interlock_agent.host.front.router import ANSWER_S, NO_WORKER_S, Draining, Router
 from interlock_agent.host.front.sharing import Channel
 from interlock_agent.host.front.upstream import Exchange, Upstream
-from interlock_agent.host.wire import LENGTH, MAX_BODY_BYTES, MAX_DOCUMENT_BYTES, NO_HEADER, decode, encode
+from interlock_agent.host.wire import (
+    LENGTH,
+    MAX_BODY_BYTES,
+    MAX_DOCUMENT_BYTES,
+    NO_HEADER,
+    allow_descriptors,
+    decode,
+    encode,
+)
 
 REPORT_EVERY_S = 0.1
 SWEEP_EVERY_S = 0.5
 MAX_CLIENTS = 1024
 BACKLOG = 1024
+SCRATCH_BYTES = 64 * 1024  # read at once; a large body's rest goes where it belongs
 
 
 class Service:
@@ -45,6 +55,8 @@ class Service:
         self.max_body = MAX_BODY_BYTES
         self.stopping = False
         self.memory = Memory()
+        self.bodies = Bodies(self.now)
+        self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._known: dict[str, Upstream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -89,6 +101,7 @@ class Service:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             self.router.sweep()
+            self.bodies.sweep()
             now = self.now()
             for client in list(self._clients):
                 client.sweep(now)
@@ -205,6 +218,7 @@ class Service:
             int(order["connections"]),
             self.router,
             Channel(order["path"], self.memory),
+            self.bodies,
         )
         await upstream.connect()
         self._known[upstream.worker] = upstream  # what is registered from now on, it is told too
@@ -252,6 +266,7 @@ class Service:
 
 def main(arguments: list[str]) -> None:
     """Entry of the process: descriptors of the control stream and of the listening socket."""
+    allow_descriptors()
     control, listener = (socket.socket(fileno=int(number)) for number in arguments)
 
     async def run() -> None:

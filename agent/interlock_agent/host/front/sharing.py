@@ -47,9 +47,9 @@ class Channel:
             self._socket.setblocking(False)
             await loop.sock_connect(self._socket, self._path)
         body = REGION.pack(region.number, region.start, region.size) + region.name.encode()
-        await loop.sock_sendall(self._socket, REQUEST.pack(op, region.user, 0, NO_HEADER, len(body)) + body)
-        if op == OP_HOLD:  # the one before was answered: there is room for a byte
-            socket.send_fds(self._socket, [b"\0"], [region.descriptor])
+        frame = REQUEST.pack(op, region.user, 0, NO_HEADER, len(body)) + body
+        # The one before was answered: there is room for a few hundred bytes.
+        socket.send_fds(self._socket, [frame], [region.descriptor] if op == OP_HOLD else [])
         answer = b""
         while len(answer) < ANSWER.size:
             more = await loop.sock_recv(self._socket, ANSWER.size - len(answer))

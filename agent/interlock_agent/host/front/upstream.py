@@ -9,15 +9,30 @@ Rules of the file:
 from __future__ import annotations
 
 import asyncio
+import mmap
+import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from interlock_agent.host.front.bodies import Bodies, Body
 from interlock_agent.host.front.sharing import Channel
-from interlock_agent.host.wire import ANSWER, MAX_ANSWER_BYTES, NO_USER, REQUEST, WRITE
+from interlock_agent.host.wire import (
+    ANSWER,
+    FLAG_IN_MEMORY,
+    LARGE_BYTES,
+    MAX_ANSWER_BYTES,
+    NO_USER,
+    REQUEST,
+    TAKES_MEMORY,
+    WRITE,
+    close_all,
+    map_memory,
+)
 
 if TYPE_CHECKING:
     from interlock_agent.host.front.client import Client
 
+RECEIVE_BYTES = LARGE_BYTES + ANSWER.size  # an answer that is not in memory, at once
 MAX_CONNECTIONS = 64  # to one worker; it says itself how many it serves
 
 
@@ -29,7 +44,7 @@ class Exchange:
     op: int
     version: bytes
     header_length: int  # of the JSON part of the body, NO_HEADER when that is all of it
-    body: bytes | bytearray
+    body: Any  # bytes, a bytearray or a Body
     arrived: float  # loop time
     user: int = NO_USER  # who asks, as far as memory is shared
     writes: list[tuple[int, int, memoryview]] = field(default_factory=list)  # of its answer: region, offset, data
@@ -60,6 +75,7 @@ class Upstream:
     connections: int
     listener: Listener
     channel: Channel
+    bodies: Bodies
     idle: list[Connection] = field(default_factory=list)
     busy: dict[Exchange, Connection] = field(default_factory=dict)
     dead: bool = False
@@ -84,8 +100,8 @@ class Upstream:
             self.lost(f"memory cannot be shared with it: {error!r}")
 
     async def _connect_one(self) -> None:
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_unix_connection(lambda: Connection(self), self.path)
+        connection = Connection(self)
+        await connection.connect(self.path)
         if self.closed or self.dead:
             connection.close()
             return
@@ -135,8 +151,9 @@ class Upstream:
         self.listener.died(self, reason)
 
 
-class Connection(asyncio.Protocol):
-    """One stream to a worker."""
+class Connection:
+    """One stream to a worker. A socket and no transport: descriptors go beside the bytes, and what is sent is small
+    enough to go at once, since the answer to what was sent before has come."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
@@ -144,62 +161,97 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._need = ANSWER.size
         self._answer: tuple[int, int, int, int, int] | None = None
-        self._closing = False
-        self._transport: asyncio.Transport
+        self._memory: mmap.mmap | None = None  # where the worker's large answers lie
+        self._loop = asyncio.get_running_loop()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asyncio's."""
-        self._transport = transport  # type: ignore[assignment]  # asyncio gives a Transport to stream protocols
+    async def connect(self, path: str) -> None:
+        """Raises OSError."""
+        try:
+            await self._loop.sock_connect(self._socket, path)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._loop.add_reader(self._socket, self._readable)
 
     def send(self, exchange: Exchange) -> None:
         """One request."""
         self._exchange = exchange
-        size = len(exchange.body)
-        version = exchange.version
-        head = REQUEST.pack(exchange.op, exchange.user, len(version), exchange.header_length, size) + version
-        if size <= 16384:
-            self._transport.write(head + exchange.body)
-        else:
-            self._transport.write(head)
-            self._transport.write(exchange.body)
+        version, size = exchange.version, len(exchange.body)
+        op = exchange.op | TAKES_MEMORY
+        head = REQUEST.pack(op, exchange.user, len(version), exchange.header_length, size) + version
+        parts, descriptors = [head, exchange.body], []
+        try:
+            if size >= LARGE_BYTES:
+                if not isinstance(exchange.body, Body):
+                    exchange.body = self._upstream.bodies.of(exchange.body)
+                exchange.body.lent += 1
+                parts, descriptors = [head], [exchange.body.descriptor]
+            if socket.send_fds(self._socket, parts, descriptors) != sum(map(len, parts)):
+                raise BlockingIOError("it does not read")
+        except OSError as failure:  # not from within the router's own step
+            self._loop.call_soon(self._upstream.lost, f"cannot send: {failure}")
 
-    def data_received(self, data: bytes) -> None:
-        """asyncio's: collect one whole answer."""
-        buffer = self._buffer
-        buffer += data
-        if len(buffer) < self._need:
+    def _readable(self) -> None:
+        """Collect one whole answer."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._socket, RECEIVE_BYTES, 2)
+            if descriptors:
+                close_all(descriptors[1:])
+                self._memory = map_memory(descriptors[0])
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as failure:
+            self._ended(f": {failure}")
+            return
+        if not data:
+            self._ended()
+            return
+        self._buffer += data
+        if len(self._buffer) < self._need:
             return
         if self._answer is None:
-            self._answer = ANSWER.unpack_from(buffer)
-            self._need = ANSWER.size + self._answer[4]
-            if self._exchange is None or self._answer[4] > MAX_ANSWER_BYTES:
+            self._answer = ANSWER.unpack_from(self._buffer)
+            _, flags, _, _, size = self._answer
+            if self._exchange is None or size > MAX_ANSWER_BYTES:
                 self._upstream.lost("it spoke nonsense")
                 return
-            if len(buffer) < self._need:
+            self._need = ANSWER.size + (0 if flags & FLAG_IN_MEMORY else size)
+            if len(self._buffer) < self._need:
                 return
-        status, flags, writes, header, _ = self._answer
-        exchange, upstream = self._exchange, self._upstream
-        body = memoryview(buffer)[ANSWER.size :]
+        self._whole(*self._answer)
+
+    def _ended(self, why: str = "") -> None:
+        self.close()
+        self._upstream.lost(f"connection lost{why}")
+
+    def _whole(self, status: int, flags: int, writes: int, header: int, size: int) -> None:
+        exchange, upstream, body = self._exchange, self._upstream, memoryview(self._buffer)[ANSWER.size :]
         self._buffer, self._need, self._answer, self._exchange = bytearray(), ANSWER.size, None, None
         if exchange is None or upstream.busy.pop(exchange, None) is None:
             return
+        if isinstance(exchange.body, Body):
+            exchange.body.lent -= 1
         try:
+            if flags & FLAG_IN_MEMORY:
+                body = memoryview(b"" if self._memory is None else self._memory)[:size]
+            if len(body) != size:
+                raise ValueError("it spoke nonsense")
             exchange.writes, body = _writes(writes, body)
         except ValueError as nonsense:
+            upstream.busy[exchange] = self
             upstream.lost(str(nonsense))
             return
         upstream.idle.append(self)
         upstream.listener.answered(upstream, exchange, status, flags, header, body)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Asyncio's."""
-        if not self._closing:
-            self._upstream.lost(f"connection lost: {error}" if error else "connection lost")
+        exchange.writes = []  # views of memory that is used again
 
     def close(self) -> None:
         """Ours; not a death."""
-        self._closing = True
-        self._transport.abort()
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
 
 
 def _writes(count: int, body: memoryview) -> tuple[list[tuple[int, int, memoryview]], memoryview]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from interlock_agent.host.lifeline import die_with_parent
-from interlock_agent.host.wire import read_document, send_document
+from interlock_agent.host.wire import allow_descriptors, read_document, send_document
 from interlock_agent.host.worker import engines, scan
 from interlock_agent.host.worker.errors import LoadError
 from interlock_agent.host.worker.folder import Folder
@@ -34,6 +34,7 @@ BACKENDS = {
 def limit(options: dict[str, Any]) -> None:
     """No core dumps (they hold live inputs), and no more memory than granted: now, and when it serves."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    allow_descriptors()
     owner = int(options.get("memory_limit_bytes") or 0) or resource.RLIM_INFINITY
     now = int(options.get("memory_now_bytes") or 0) or owner
     if now != resource.RLIM_INFINITY:

@@ -94,7 +94,7 @@ def error(failure: BadRequest) -> Answer:
     return Answer(failure.status, NO_HEADER, [body])
 
 
-def infer(model: Model, body: bytearray, header: int, asker: Asker) -> Answer:
+def infer(model: Model, body: bytearray | memoryview, header: int, asker: Asker) -> Answer:
     """Answer one request. Raises BadRequest."""
     size = len(body) if header == NO_HEADER else header
     document = _parse(bytes(memoryview(body)[:size]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import socket
 import sys
@@ -18,7 +19,9 @@ import traceback
 
 from interlock_agent.host.wire import (
     ANSWER,
+    FLAG_IN_MEMORY,
     FLAG_NON_FINITE,
+    LARGE_BYTES,
     MAX_BODY_BYTES,
     NO_HEADER,
     OP_DROP,
@@ -28,8 +31,13 @@ from interlock_agent.host.wire import (
     OP_READY,
     REGION,
     REQUEST,
+    TAKES_MEMORY,
     WRITE,
+    close_all,
+    make_memory,
+    map_memory,
     read_exactly,
+    read_with_descriptors,
 )
 from interlock_agent.host.worker import fatal, inference
 from interlock_agent.host.worker.errors import BadRequest
@@ -37,6 +45,8 @@ from interlock_agent.host.worker.inference import Answer, Asker, Model
 from interlock_agent.host.worker.memory import Region, Regions
 
 BACKLOG = 128
+SMALL_BYTES = 16 * 1024  # below it parts are joined: one call instead of several
+KEEP_BYTES = 8 * 1024 * 1024  # of memory for answers, for each connection; larger is given back when it is not needed
 
 
 class Serving:
@@ -64,30 +74,37 @@ class Serving:
             threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
 
     def _talk(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(EOFError, OSError):
+        to = _Sender(connection)
+        with connection, contextlib.suppress(EOFError, OSError, ValueError):
             while True:
-                op, user, length, header, size = REQUEST.unpack(read_exactly(connection, REQUEST.size))
+                start, descriptors = read_with_descriptors(connection, REQUEST.size)
+                op, user, length, header, size = REQUEST.unpack(start)
                 if size > 4 * MAX_BODY_BYTES:  # the front has a limit of its own; this one only bounds nonsense
+                    close_all(descriptors)
                     return
                 version = read_exactly(connection, length)
-                body = read_exactly(connection, size)
-                if op in (OP_HOLD, OP_DROP):
-                    self._share(connection, op, user, body)
-                    continue
-                _send(connection, self.answer(op, bytes(version), header, body, user))
+                kind = op & ~TAKES_MEMORY
+                if kind in (OP_HOLD, OP_DROP):
+                    self._share(kind, user, read_exactly(connection, size), descriptors)
+                    answer = Answer(200, NO_HEADER, [])
+                elif descriptors:
+                    body = memoryview(map_memory(descriptors[0]))[:size]
+                    answer = self.answer(kind, bytes(version), header, body, user)
+                    del body  # and with it the mapping: nothing of the answer refers to it
+                else:
+                    answer = self.answer(kind, bytes(version), header, read_exactly(connection, size), user)
+                to.send(answer, bool(op & TAKES_MEMORY))
 
-    def _share(self, connection: socket.socket, op: int, user: int, body: bytearray) -> None:
+    def _share(self, op: int, user: int, body: bytearray, descriptors: list[int]) -> None:
         """The front gives a region, or takes it away; answered, so that it knows when that holds."""
         number, start, size = REGION.unpack_from(body)
         name = body[REGION.size :].decode()
         if op == OP_HOLD:
-            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
             self._regions.hold(user, Region(number, name, start, size, descriptors[0]))
         else:
             self._regions.drop(user, name, number)
-        connection.sendall(ANSWER.pack(200, 0, 0, NO_HEADER, 0))
 
-    def answer(self, op: int, version: bytes, header: int, body: bytearray, user: int) -> Answer:
+    def answer(self, op: int, version: bytes, header: int, body: bytearray | memoryview, user: int) -> Answer:
         """The answer to one request; never raises."""
         try:
             if version and version != self._model.version.encode():
@@ -111,14 +128,40 @@ class Serving:
             return inference.error(BadRequest(500, "inference_failed", text))
 
 
-def _send(connection: socket.socket, answer: Answer) -> None:
-    table = b"".join(WRITE.pack(number, offset, len(data)) for number, offset, data in answer.writes)
-    parts = [table, *(data for _, _, data in answer.writes), *answer.body]
-    total = sum(map(len, parts))
-    flags = FLAG_NON_FINITE if answer.non_finite else 0
-    head = ANSWER.pack(answer.status, flags, len(answer.writes), answer.header, total)
-    if total <= 16384:
-        connection.sendall(b"".join((head, *parts)))
-        return
-    for part in (head, *parts):
-        connection.sendall(part)
+class _Sender:
+    """Answers on one connection; large ones in memory that is used again for the next."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._memory: mmap.mmap | None = None
+
+    def send(self, answer: Answer, in_memory: bool) -> None:
+        """Raises OSError."""
+        table = b"".join(WRITE.pack(number, offset, len(data)) for number, offset, data in answer.writes)
+        parts = [table, *(data for _, _, data in answer.writes), *answer.body]
+        total = sum(map(len, parts))
+        flags = FLAG_NON_FINITE if answer.non_finite else 0
+        if in_memory and total >= LARGE_BYTES:
+            head = ANSWER.pack(answer.status, flags | FLAG_IN_MEMORY, len(answer.writes), answer.header, total)
+            self._send_in_memory(head, parts, total)
+            return
+        head = ANSWER.pack(answer.status, flags, len(answer.writes), answer.header, total)
+        if total <= SMALL_BYTES:
+            self._connection.sendall(b"".join((head, *parts)))
+            return
+        for part in (head, *parts):
+            self._connection.sendall(part)
+
+    def _send_in_memory(self, head: bytes, parts: list[bytes | memoryview], total: int) -> None:
+        descriptors = []
+        if self._memory is None or not total <= len(self._memory) <= max(KEEP_BYTES, 4 * total):
+            descriptor, self._memory = make_memory(1 << (total - 1).bit_length())
+            descriptors.append(descriptor)
+        at = 0
+        for part in parts:
+            self._memory[at : at + len(part)] = part
+            at += len(part)
+        try:
+            socket.send_fds(self._connection, [head], descriptors)
+        finally:
+            close_all(descriptors)

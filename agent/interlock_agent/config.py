@@ -183,9 +183,9 @@ class UnitHealth(_Section):
             raise ValueError("probes: a name occurs twice")
         return self
 
-    def owners(self) -> tuple[Probe, ...]:
+    def owners(self, *, must_speak: bool = False) -> tuple[Probe, ...]:
         """The owner's probes, and the application's word, which holds as soon as it is said."""
-        word = Probe(APPLICATION, APPLICATION, 0.1, 1.0, settings={"must_speak": self.application == "required"})
+        word = Probe(APPLICATION, APPLICATION, 0.1, 1.0, settings={"must_speak": must_speak})
         return (*(probe.probe() for probe in self.probes), word)
 
 

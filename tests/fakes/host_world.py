@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from interlock_agent.host.messages import Evaluation, Loaded, Probe, Promoted, Samples
+from interlock_agent.host.messages import Evaluation, Loaded, Looked, Probe, Promoted, Samples
 from interlock_agent.host.ports import Upstream, WorkerError
 from tests.fakes.disk import Disk
 from tests.fakes.host_store import release_of
@@ -108,6 +108,11 @@ class FakeWorkers:
         output = {"name": "y", "compared": True, "max_abs": 0.0, "max_rel": 0.0, "outside": conduct.outside}
         score = {"metric": "top1", "better": "higher", "kind": "hits", "rows": "1111111110"}
         return Evaluation(10, [{**output, "non_finite": 0}], score, 0.05, 1000)
+
+    async def look(self, worker: str, timeout_s: float) -> Looked:
+        """Nothing is wrong with its answers."""
+        self._alive(worker)
+        return Looked()
 
     async def serves(self, worker: str) -> None:
         """No limits here."""

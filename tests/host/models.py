@@ -122,6 +122,7 @@ def seal(folder: Path, model: str, version: str, generation: int, width: int = W
             "inputs": [{"name": "x", "dtype": "FP32", "shape": shape}],
             "outputs": [{"name": "y", "dtype": "FP32", "shape": shape, "non_finite": "refused"}],
             "labels": None,
+            "sanity": more.pop("sanity", {}),
         },
         "golden": None,
         "files": files,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from interlock_agent.host.engine import Engine
-from interlock_agent.host.messages import Evaluation, Load, Loaded, Probe, Promoted, Samples
+from interlock_agent.host.messages import Evaluation, Load, Loaded, Looked, Probe, Promoted, Samples
 from interlock_agent.host.ports import Upstream, WorkerError
 from interlock_agent.host.states import Release
 
@@ -87,6 +87,9 @@ class World:
 
     async def evaluate(self, worker: str, timeout_s: float, answers: str = "", items: int = 0) -> Evaluation:
         return Evaluation(0, [], {}, 0.0, 0)
+
+    async def look(self, worker: str, timeout_s: float) -> Looked:
+        return Looked()
 
     async def serves(self, worker: str) -> None:
         pass

@@ -32,21 +32,29 @@ class OwnersProbes:
     async def exec(self, command: Sequence[str], facts: Mapping[str, str]) -> str:
         """Well where it exits with 0."""
         environment = {**ENVIRONMENT, **{f"INTERLOCK_{name}": value for name, value in facts.items()}}
+        # A pipe of our own: asyncio takes a process whose child holds its pipe for one that has not ended.
+        ours, theirs = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+                stdout=theirs,
+                stderr=theirs,
                 cwd="/",
                 env=environment,
                 start_new_session=True,
                 preexec_fn=ends_with_us(signal.SIGKILL),
             )
         except OSError as bad:
+            os.close(ours)
             return f"{command[0]}: {bad.strerror}"
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
         said = bytearray()
-        listening = asyncio.ensure_future(_listen(process, said))
+        listening = asyncio.ensure_future(_listen(ours, said))
         try:
             code = await process.wait()
         finally:
@@ -54,6 +62,7 @@ class OwnersProbes:
                 os.killpg(process.pid, signal.SIGKILL)  # what it has left behind, too
             await asyncio.wait([listening], timeout=LISTEN_S)
             listening.cancel()
+            await process.wait()  # where its time was over: it was killed just now
         if code == 0:
             return ""
         how = f"signal {-code}" if code < 0 else f"exit {code}"
@@ -92,10 +101,17 @@ class OwnersProbes:
         return "" if status == 200 else f"HTTP {status}"
 
 
-async def _listen(process: asyncio.subprocess.Process, said: bytearray) -> None:
-    while process.stdout is not None and (part := await process.stdout.read(4096)):
-        said.extend(part)
-        del said[:-WORDS_BYTES]
+async def _listen(descriptor: int, said: bytearray) -> None:
+    """The end of what comes out of a pipe, which is closed."""
+    reader, pipe = asyncio.StreamReader(limit=4096), os.fdopen(descriptor, "rb", buffering=0)
+    try:
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        while part := await reader.read(4096):
+            said.extend(part)
+            del said[:-WORDS_BYTES]
+    finally:
+        pipe.close()
 
 
 async def _get(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, path: str) -> int:

@@ -55,11 +55,11 @@ def of_check(check: Check) -> Probe:
 def after_confirmation(probes: Iterable[Probe], period_s: float, failures: int) -> tuple[Probe, ...]:
     """The same probes for as long as the release serves: asked no more often than every `period_s`, and bad only after
     so many results in a row, so that one answer among millions takes nothing back. The application's word holds at
-    once, as ever, and is not waited for."""
+    once, as ever."""
 
     def cheaper(probe: Probe) -> Probe:
         if probe.kind == APPLICATION:
-            return replace(probe, settings={"must_speak": False})
+            return probe
         return replace(
             probe,
             period_s=max(probe.period_s, period_s),

@@ -151,6 +151,9 @@ class Control:
     async def _evaluate(self, o: messages.Evaluate) -> dict[str, Any]:
         return asdict(await self._engine().evaluate(o.worker, o.generation, o.timeout_s, o.answers, o.items))
 
+    async def _look(self, o: messages.Look) -> dict[str, Any]:
+        return asdict(await self._engine().look_at(o))
+
     async def _promote(self, o: messages.Promote) -> dict[str, Any]:
         engine = self._engine()
         return asdict(await engine.promote(o.unit, o.generation, o.worker, o.slot, o.lease_s, o.drain_max_s))
@@ -178,6 +181,7 @@ class Control:
         messages.Load: _load,
         messages.Probe: _probe,
         messages.Evaluate: _evaluate,
+        messages.Look: _look,
         messages.Promote: _promote,
         messages.Renew: _renew,
         messages.Confirm: _confirm,

@@ -18,7 +18,7 @@ from typing import Any
 
 from interlock_agent.host import core, states
 from interlock_agent.host.effects import Effects
-from interlock_agent.host.messages import CODES, Load, Loaded, Probe, Promoted, Reverted, Samples
+from interlock_agent.host.messages import CODES, Load, Loaded, Look, Looked, Probe, Promoted, Reverted, Samples
 from interlock_agent.host.ports import Clock, Events, Fronts, Hooks, Store, Workers
 from interlock_agent.host.ports import WorkerError as Refused
 from interlock_agent.host.seat import Seat
@@ -326,6 +326,10 @@ class Engine:
             return await self._workers.evaluate(self.measured(worker, generation), timeout_s, answers, items)
         except Refused as refused:
             raise self._better(worker, refused) from None
+
+    async def look_at(self, order: Look) -> Looked:
+        """What a worker has found in its answers. Raises Refused."""
+        return await self._workers.look(self.measured(order.worker, order.generation), order.timeout_s)
 
     # --- what the world reports -----------------------------------------------------------------------------------
 

@@ -93,6 +93,16 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a worker that serves has found in a sample of its answers. Answer: `Looked`. One that does not answer in
+    `timeout_s` hangs, and is ended."""
+
+    worker: str
+    generation: int
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
 class Promote:
     """Make `worker` the live one and begin a trial with a lease. Answer: `Promoted`, given only when new requests
     go to it and those inside the old worker have ended or were cut after `drain_max_s`.
@@ -164,6 +174,7 @@ OPS: dict[str, type[Any]] = {
     "load": Load,
     "probe": Probe,
     "evaluate": Evaluate,
+    "look": Look,
     "promote": Promote,
     "renew": Renew,
     "confirm": Confirm,
@@ -232,6 +243,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """Of the answers to applications since the worker was loaded; all 0 where no check of the release asks for it."""
+
+    looked: int = 0  # a sample
+    constant: int = 0  # of those: the same as the one before, for another input
+    outside: dict[str, int] = field(default_factory=dict)  # of those, by output: with a value outside its range
+
+
+@dataclass(frozen=True)
 class Promoted:
     """What the switch did to the requests inside the former worker."""
 
@@ -260,9 +280,6 @@ class Counters:
     replayed: int = 0  # answered by another worker instead
     refused: int = 0  # 503 for want of a live worker
     last_errors: list[str] = field(default_factory=list)
-    looked: int = 0  # answers that the worker has looked at for what follows; a sample
-    constant: int = 0  # of those: the same as the one before, for another input
-    outside: dict[str, int] = field(default_factory=dict)  # of those, by output: with a value outside its range
     # Of the last five seconds before the figures were sent: `{"count", "p50_ms", "p95_ms", "p99_ms"}`, as felt.
     recent: dict[str, Any] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from interlock_agent.host.messages import Evaluation, Loaded, Probe, Promoted, Samples
+from interlock_agent.host.messages import Evaluation, Loaded, Looked, Probe, Promoted, Samples
 from interlock_agent.host.states import Release
 
 
@@ -81,6 +81,9 @@ class Workers(Protocol):
         """Raises WorkerError; a worker that hangs is killed."""
 
     async def evaluate(self, worker: str, timeout_s: float, answers: str = "", items: int = 0) -> Evaluation:
+        """Raises WorkerError; a worker that hangs is killed."""
+
+    async def look(self, worker: str, timeout_s: float) -> Looked:
         """Raises WorkerError; a worker that hangs is killed."""
 
     async def serves(self, worker: str) -> None:

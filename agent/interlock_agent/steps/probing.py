@@ -73,7 +73,7 @@ class Watcher:
             if probe.kind in NEEDS_HOST and not seen:
                 continue
             asked = self._clock.monotonic()
-            if probe.kind in READERS:
+            if probe.kind not in ASKERS:
                 self._read(probe, asked)
             else:
                 self._asking[probe.name] = asyncio.ensure_future(self._ask(probe, asked))
@@ -182,6 +182,31 @@ class Watcher:
         if reading is not None:
             self.board.take(probe.name, reading, asked, self._clock.monotonic())
 
+    async def sane(self, probe: Probe) -> Reading | None:
+        """What the worker has found in a sample of its answers."""
+        worker = str(self.status.get("live_worker", ""))
+        if not worker:
+            return Reading(FAIL, message="no worker of it answers")
+        try:
+            found = await self._host.request(messages.Look(worker, int(self.status["generation"])))
+        except Refused as refused:
+            return self._refused(refused)
+        if not self.watched.generation:
+            self._since.setdefault(probe.name, found)
+        since = self._since.get(probe.name, {})
+        reading = READERS[probe.kind](probe, Sight(counters=found, since=since))
+        if not self.watched.generation and reading is not None and reading.outcome != UNAVAILABLE:
+            self._since[probe.name] = found
+        return reading
+
+    @staticmethod
+    def _refused(refused: Refused) -> Reading | None:
+        """What the host says instead of an answer; None where another worker serves by now."""
+        if refused.code in ("unknown_worker", "stale_generation"):
+            return None
+        outcome = FAIL if refused.code in WORKERS_FAULT else UNAVAILABLE
+        return Reading(outcome, message=f"{refused.code}: {refused.message}")
+
     async def exec(self, probe: Probe) -> Reading:
         """A command of the owner's."""
         facts = {"UNIT": self.watched.unit, "RELEASE": self.watched.version}
@@ -212,10 +237,7 @@ class Watcher:
         try:
             answer = await self._host.request(order)
         except Refused as refused:
-            if refused.code in ("unknown_worker", "stale_generation"):  # another one serves by now
-                return None
-            code = FAIL if refused.code in WORKERS_FAULT else UNAVAILABLE
-            return Reading(code, message=f"{refused.code}: {refused.message}")
+            return self._refused(refused)
         own = next((one.parity for one in self.watched.manifest.variants if one.name == self.watched.variant), {})
         bad = [row for row in parity(answer["outputs"], golden, own) if row.outcome == "fail"]
         if not bad:
@@ -232,6 +254,8 @@ def _told(trouble: str) -> Reading:
 ASKERS: dict[str, Callable[[Watcher, Probe], Awaitable[Reading | None]]] = {
     "ready": Watcher.ready,
     "golden": Watcher.golden,
+    "constant_output": Watcher.sane,
+    "out_of_range": Watcher.sane,
     "exec": Watcher.exec,
     "http": Watcher.http,
     "systemd": Watcher.systemd,

@@ -60,8 +60,11 @@ async def _watcher(step: Step, manifest: Manifest) -> Watcher:
         generation=step.record.generation,
         felt=step.attempt.felt,
     )
-    asked = step.attempt.wish.origin != "rollback"  # a rollback is the owner's: only what is told at once holds it up
-    probes = (*map(of_check, manifest.health.effective()), *step.unit.health.owners()) if asked else ()
+    if step.attempt.wish.origin == "rollback":  # it is the owner's: only what is told at once takes it back
+        return Watcher(step.shared, step.unit, watched, ())
+    # What comes back by itself replaces what is bad: it waits for nobody's word.
+    speaks = step.unit.health.application == "required" and step.attempt.wish.origin != "late"
+    probes = (*map(of_check, manifest.health.effective()), *step.unit.health.owners(must_speak=speaks))
     return Watcher(step.shared, step.unit, watched, probes)
 
 

@@ -25,7 +25,7 @@ from interlock_agent.host import niceness
 from interlock_agent.host.bounds import Bounds, out_of_memory
 from interlock_agent.host.cgroups import Groups
 from interlock_agent.host.children import Child, child_environment
-from interlock_agent.host.messages import Evaluation, Loaded, Probe, Samples, from_fields
+from interlock_agent.host.messages import Evaluation, Loaded, Looked, Probe, Samples, from_fields
 from interlock_agent.host.ports import WorkerError
 
 log = logging.getLogger("interlock.host")
@@ -202,6 +202,10 @@ class ProcessWorkers:
         """Raises WorkerError."""
         question = {"evaluate": {"answers": answers, "items": items}}
         return from_fields(Evaluation, await self._ask(worker, question, timeout_s))
+
+    async def look(self, worker: str, timeout_s: float) -> Looked:
+        """Raises WorkerError."""
+        return from_fields(Looked, await self._ask(worker, {"look": {}}, timeout_s))
 
     async def serves(self, worker: str) -> None:
         """The owner's limit holds for it from now on, and it steps back for nobody."""

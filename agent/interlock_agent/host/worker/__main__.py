@@ -83,10 +83,11 @@ class Worker:
         # While it is judged, another form's engines in this folder may be those of the one that will serve.
         if self._engine and options.get("role") not in ("candidate", "twin"):
             engines.remove_others(*options["engines"])
-        from interlock_agent.host.worker import inference, names, serving
+        from interlock_agent.host.worker import inference, names, sanity, serving
 
         self._batching = options.get("batching") or {}
-        model = inference.Model(name, version, self._batched(names.served(self._session, serve)), allowed)
+        self._served: Any = sanity.watched(self._batched(names.served(self._session, serve)), serve)
+        model = inference.Model(name, version, self._served, allowed)
         serving.Serving(model, self._session.platform).listen(order["socket"])
         self._golden: Any = None
         self._metrics = [str(name) for name in options.get("metrics") or ()]
@@ -138,6 +139,9 @@ class Worker:
         """One question of the host."""
         if not self._session.runs:
             raise LoadError("no_golden", "this model is not run here")
+        if "look" in question:
+            counts = getattr(self._served, "counts", dict)
+            return dict(counts())
         if self._golden is None:
             from interlock_agent.host.worker import golden, names
 

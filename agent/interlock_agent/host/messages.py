@@ -94,8 +94,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Look:
-    """What a worker that serves has found in a sample of its answers. Answer: `Looked`. One that does not answer in
-    `timeout_s` hangs, and is ended."""
+    """What a worker that serves has found in a sample of its answers. Answer: `Looked`. One that hangs is ended."""
 
     worker: str
     generation: int
@@ -300,9 +299,7 @@ class UnitStatus:
     ready: bool
     trial: int  # generation of the trial in progress, 0 when none
     lease_left_s: float
-    outcome: dict[
-        str, Any
-    ]  # of the last trial: {"generation", "outcome": "confirmed|reverted|interrupted", "reason", "at"}
+    outcome: dict[str, Any]  # of the last trial: {"generation", "outcome": "confirmed|reverted|…", "reason", "at"}
     counters: dict[str, Any]  # Counters of the live worker
     workers: list[dict[str, Any]]  # [{"worker", "pid", "role", "release", "generation", "said"}]; `said`: last lines
     # `{"last_s"}`, how long nobody answered before who answers now; while nobody does on purpose also `{"generation",

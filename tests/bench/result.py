@@ -39,6 +39,11 @@ class Figure:
         self.target, self.met = f"≤ {limit:g}", self.value <= limit
         return self
 
+    def at_least(self, limit: float) -> Figure:
+        """With a target."""
+        self.target, self.met = f"≥ {limit:g}", self.value >= limit
+        return self
+
 
 def quantile(samples: Sequence[float], q: float) -> float:
     """The sample at that place; the nearest one."""

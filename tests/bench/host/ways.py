@@ -1,8 +1,8 @@
 """The price of each way to ask: a light and a heavy model, small and 600 kB tensors, one request at a time, in turn,
 block by block; every side has one thread for the model and no spinning.
 
-In-process ONNX Runtime is the limit. `front`: what the host's front adds is the difference to a worker that is asked
-directly, by the same bytes. What a way cannot do is left out, never estimated.
+In-process ONNX Runtime is the limit. What the front adds is the difference to a worker that is asked directly, by the
+same bytes. `tritonserver` is a real one, with the same model in its Python backend; where it does not run it is left out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import http.client
 import json
 import random
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +22,14 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import pytest
 
 from interlock_agent.client import Model
 from interlock_agent.host import wire
 from tests.bench.result import Figure, quantile
 from tests.host.clients import INFER, inference
 from tests.host.rig import UNIT, Rig, running
+from tests.rig.triton import TritonServer
 
 BLOCKS = 15
 BLOCK_S = 0.25  # so long does a block take, at least RUNS_MIN runs
@@ -80,8 +83,8 @@ def _check(bed: Bed, got: Any) -> None:
         raise AssertionError(f"answered {got}")
 
 
-def _http(bed: Bed, body: bytes, header: int, parse: Callable[[bytes, int], Any]) -> Ask:
-    host, _, port = bed.address.rpartition(":")
+def _http(address: str, bed: Bed, body: bytes, header: int, parse: Callable[[bytes, int], Any]) -> Ask:
+    host, _, port = address.rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=60)
     headers = {} if header == wire.NO_HEADER else {"Inference-Header-Content-Length": str(header)}
 
@@ -106,12 +109,12 @@ def _of_binary(data: bytes, header: int) -> Any:
 
 @contextmanager
 def _json(bed: Bed) -> Iterator[Ask]:
-    yield _http(bed, inference(bed.row[0].tolist()), wire.NO_HEADER, _of_json)
+    yield _http(bed.address, bed, inference(bed.row[0].tolist()), wire.NO_HEADER, _of_json)
 
 
 @contextmanager
 def _binary(bed: Bed) -> Iterator[Ask]:
-    yield _http(bed, *bed.binary(), _of_binary)
+    yield _http(bed.address, bed, *bed.binary(), _of_binary)
 
 
 @contextmanager
@@ -148,12 +151,37 @@ def _in_process(bed: Bed) -> Iterator[Ask]:
     yield lambda: _check(bed, session.run(["y"], {"x": bed.row})[0])
 
 
+@contextmanager
+def _tritonserver(bed: Bed) -> Iterator[Ask]:
+    """Its Python backend, with one thread for the model too."""
+    with closing(socket.socket()) as free, ExitStack() as stack:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+        folder = bed.model.parents[3] / "triton"
+        folder.mkdir()
+        free.close()
+        server = TritonServer(folder, port)
+        place = server.repository / UNIT / "1"
+        place.mkdir(parents=True)
+        shutil.copy(bed.model, place / "model.onnx")
+        shutil.copy(server.template / "model.py", place)
+        config = (server.template / "config.pbtxt").read_text().replace("[ -1, 4 ]", f"[ -1, {bed.cell.width} ]")
+        (place.parent / "config.pbtxt").write_text(config)
+        stack.callback(server.stop)
+        server.start()
+        status, said = server.ask(f"/v2/repository/models/{UNIT}/load", {})
+        if status != 200:
+            raise AssertionError(f"{status}: {said} {server.log()[-500:]}")
+        yield _http(f"127.0.0.1:{port}", bed, *bed.binary(), _of_binary)
+
+
 WAYS = {
     "in-process": _in_process,
     "worker": _worker,
     "JSON": _json,
     "binary": _binary,
     "client": _client,
+    "tritonserver": _tritonserver,
 }
 
 
@@ -170,9 +198,15 @@ def _block(ask: Ask) -> list[float]:
 
 def measure(bed: Bed, ways: dict[str, Any], blocks: int) -> dict[str, list[float]]:
     """The p50 of each block, by way; the order of the ways is drawn anew in each round."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        asks = {name: stack.enter_context(way(bed)) for name, way in ways.items()}
+        asks: dict[str, Ask] = {}
+        for name, way in ways.items():
+            try:
+                asks[name] = stack.enter_context(way(bed))
+            except pytest.skip.Exception as missing:
+                print(f"  {name} is left out: {missing}", flush=True)
+        found = {name: [] for name in asks}
         for ask in asks.values():
             for _ in range(RUNS_MIN):
                 ask()
@@ -194,6 +228,14 @@ def _rows(cell: Cell, found: dict[str, list[float]]) -> list[Figure]:
     rows += [added.at_most(0.4) if cell.width == SMALL else added, ratio]
     if cell.width == LARGE:
         ratio.at_most(1.15)
+    if "tritonserver" in found:
+        times = Figure(
+            f"{cell.name}: throughput / tritonserver", "ratio", _ratios(found["tritonserver"], found["binary"])
+        )
+        rows.append(times.at_least(1.5) if cell.width == LARGE else times)
+    if cell.slow:
+        rows.append(Figure(f"{cell.name}: client / in-process", "ratio", _ratios(found["client"], found["in-process"])))
+        rows[-1].at_most(1.1)
     return rows
 
 

@@ -133,6 +133,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "pydantic": (
         "interlock_shared/*",
         "interlock_agent/config.py",
+        "interlock_agent/sections.py",
         "interlock_agent/core/gate/command.py",  # what the owner's command says is a document from outside
         "interlock_agent/host/config.py",
         "interlock_server/config.py",

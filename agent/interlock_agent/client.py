@@ -23,6 +23,7 @@ import mmap
 import os
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -120,8 +121,9 @@ class _Connection(http.client.HTTPConnection):
 
     memory: _Memory | None = None
 
-    def __init__(self, address: str) -> None:
-        self._path, self._until = address[5:] if address.startswith("unix:") else "", 0.0
+    def __init__(self, address: str, tls: ssl.SSLContext | None, always: dict[str, str]) -> None:
+        self._path, self._until, self._tls = address[5:] if address.startswith("unix:") else "", 0.0, tls
+        self._always = always  # headers
         host, _, port = ("localhost", "", "80") if self._path else address.rpartition(":")
         super().__init__(host.strip("[]"), int(port))
 
@@ -138,6 +140,9 @@ class _Connection(http.client.HTTPConnection):
         else:
             plain = socket.create_connection((self.host, self.port), limit)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+                return
             made = _Socket(fileno=plain.detach())
         made.until = self._until
         self.sock = made
@@ -151,8 +156,11 @@ class _Connection(http.client.HTTPConnection):
     ) -> tuple[int, dict[str, str], bytes]:
         """One request. Raises OSError, HTTPException."""
         self._until = until
+        headers = {**headers, **self._always}
         if isinstance(self.sock, _Socket):
             self.sock.until = until
+        elif self.sock is not None:
+            self.sock.settimeout(max(0.001, until - time.monotonic()))
         if parts:
             headers = {**headers, "Content-Length": str(sum(map(len, parts)))}
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -185,9 +193,20 @@ class _Memory:
 class Model:
     """One model on one address: `unix:/path` or `HOST:PORT`, as `interlock-agent status` shows it. Threads may share
     it: a request has a connection to itself, which is kept for the next. `shared_memory`: large tensors go through it
-    where the host is on this machine; else, and where that does not work, through HTTP."""
+    where the host is on this machine; else, and where that does not work, through HTTP. `token`, `tls`: where the
+    owner of the device limits who may ask."""
 
-    def __init__(self, address: str, name: str, *, deadline_s: float = DEADLINE_S, shared_memory: bool = True) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        *,
+        deadline_s: float = DEADLINE_S,
+        shared_memory: bool = True,
+        token: str = "",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls, self._always = tls, {"Authorization": f"Bearer {token}"} if token else {}
         self._address, self._name, self._deadline_s = address, name, deadline_s
         host = address.rpartition(":")[0].strip("[]")
         local = address.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
@@ -312,7 +331,9 @@ class Model:
                 for connection in self._idle:
                     connection.close()  # here alone: the process that was forked has it still
                 self._idle, self._epoch = [], (os.getpid(), self._epoch[1])
-            return (self._idle.pop() if self._idle else _Connection(self._address)), self._epoch
+            return (
+                self._idle.pop() if self._idle else _Connection(self._address, self._tls, self._always)
+            ), self._epoch
 
     def _give(self, connection: _Connection, epoch: tuple[int, int]) -> None:
         with self._lock:

@@ -10,11 +10,23 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from interlock_agent.core.gate import window
 from interlock_agent.core.gate.limits import OwnerLimits
 from interlock_agent.core.probes import APPLICATION, Probe
+from interlock_agent.sections import (
+    Access,
+    Batching,
+    Hook,
+    Section,
+    SystemdUnit,
+    TensorRt,
+    Triton,
+    Url,
+    is_one_of_three,
+)
+from interlock_shared.addresses import unprotected
 from interlock_shared.base import Name, describe
 from interlock_shared.errors import Invalid
 from interlock_shared.gates import Concurrency, Limit, Quantile, Stage
@@ -52,18 +64,14 @@ def _by_its_path(command: tuple[str, ...]) -> tuple[str, ...]:
 Command = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], AfterValidator(_by_its_path)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Device(_Section):
+class Device(Section):
     """Folders of the device; the host's configuration names the same ones."""
 
     state_dir: Path = Path("/var/lib/interlock")  # slots, journal, identity, trust: must survive a power cut
     run_dir: Path = Path("/run/interlock")  # sockets
 
 
-class UnitGate(_Section):
+class UnitGate(Section):
     """The owner's limits: the stricter of these and the manifest's wins."""
 
     accuracy_min: float | None = Field(default=None, ge=0, le=1)
@@ -115,7 +123,7 @@ class UnitGate(_Section):
         )
 
 
-class UnitTrial(_Section):
+class UnitTrial(Section):
     """The owner's minimum; the longer of these and the manifest's holds."""
 
     min_seconds: float = Field(default=0.0, ge=0)
@@ -124,16 +132,7 @@ class UnitTrial(_Section):
     drain_max_s: float = Field(default=DRAIN_MAX_S, ge=0)
 
 
-SystemdUnit = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9:_.@\\-]{0,254})?$")]  # a unit of the system
-Url = Annotated[str, Field(pattern=r"^(https?://[^/\s]+\S*)?$")]
-
-
-def _is_one_of_three(command: object, systemd: str, http: str, name: str) -> None:
-    if sum(bool(one) for one in (command, systemd, http)) != 1:
-        raise ValueError(f"one of {name}, systemd and http")
-
-
-class OwnersProbe(_Section):
+class OwnersProbe(Section):
     """How the application beside a model is looked at, while a release is on trial and after it: one of the three."""
 
     name: Name
@@ -149,7 +148,7 @@ class OwnersProbe(_Section):
 
     @model_validator(mode="after")
     def _is_one(self) -> OwnersProbe:
-        _is_one_of_three(self.exec, self.systemd, self.http, "exec")
+        is_one_of_three(self.exec, self.systemd, self.http, "exec")
         return self
 
     def probe(self) -> Probe:
@@ -168,7 +167,7 @@ class OwnersProbe(_Section):
         )
 
 
-class UnitHealth(_Section):
+class UnitHealth(Section):
     """What the owner adds to the checks of a release, and what follows when a confirmed one turns bad."""
 
     probes: tuple[OwnersProbe, ...] = ()
@@ -189,67 +188,7 @@ class UnitHealth(_Section):
         return (*(probe.probe() for probe in self.probes), word)
 
 
-class Hook(_Section):
-    """How an application that reads the model's files is told that `live` has moved: one of the three. A hook that
-    fails is a failed switch, and the device goes back."""
-
-    command: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    systemd: SystemdUnit = ""
-    action: Literal["reload", "restart", "reload-or-restart", "try-restart"] = "reload-or-restart"  # for `systemd`
-    http: Url = ""  # gets a POST
-    timeout_s: float = Field(default=10.0, gt=0)
-
-    @model_validator(mode="after")
-    def _is_one(self) -> Hook:
-        _is_one_of_three(self.command, self.systemd, self.http, "command")
-        return self
-
-
-class Triton(_Section):
-    """A Triton Inference Server that serves the model: docs/reference/triton.md."""
-
-    url: str = Field(pattern=r"^https?://[^/\s]+/?$")
-    repository: Path  # its --model-repository, as the host sees it
-    name: str = Field(default="", pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,200})?$")  # of the model there; the unit's
-    template: Path | None = None  # a folder: config.pbtxt, and files that every version folder gets
-    request: Path | None = None  # an inference request in JSON that it must answer after each switch
-    answer_ms_max: float = Field(default=0.0, ge=0)  # of that request; 0: no limit
-    timeout_s: float = Field(default=10.0, gt=0)  # of a whole switch
-
-    @model_validator(mode="after")
-    def _is_absolute(self) -> Triton:
-        for path in (self.repository, self.template, self.request):
-            if path is not None and not path.is_absolute():
-                raise ValueError(f"{path} is no absolute path")
-        return self
-
-    def hook(self) -> dict[str, Any]:
-        """As the host takes it."""
-        said = self.model_dump(mode="json", exclude={"timeout_s"})
-        return {"triton": {name: value or "" for name, value in said.items()}, "timeout_s": self.timeout_s}
-
-
-class Batching(_Section):
-    """Requests of several applications in one run of the model."""
-
-    max_size: int = Field(ge=2, le=32)  # items of one run
-    delay_ms: float = Field(default=0.0, ge=0, le=1000)  # that the first of a batch waits for others, at most
-
-    def option(self) -> dict[str, Any]:
-        """As the host takes it."""
-        return {"max_size": self.max_size, "delay_s": self.delay_ms / 1000}
-
-
-class TensorRt(_Section):
-    """How `runtime = "tensorrt"` builds an engine from ONNX on this device."""
-
-    fp16: bool = False
-    workspace_mib: int = Field(default=1024, ge=1)
-    max_batch: int = Field(default=1, ge=1)  # items of one request, where the first axis is dynamic
-    opt_batch: int = Field(default=1, ge=1)  # that it is fastest with
-
-
-class Unit(_Section):
+class Unit(Section):
     """One model on this device."""
 
     listen: str | None = None  # "127.0.0.1:8500" or "unix:/path"; default: a Unix socket in run_dir
@@ -267,6 +206,7 @@ class Unit(_Section):
     health: UnitHealth = UnitHealth()
     hook: Hook | None = None  # for an application that reads `live`
     triton: Triton | None = None  # a server that loads what is live
+    access: Access = Access()  # who may ask
 
     @model_validator(mode="after")
     def _caches_are_ours(self) -> Unit:
@@ -276,6 +216,15 @@ class Unit(_Section):
             ours = [name for name in given if "cache" in name]
             if ours:
                 raise ValueError(f"provider_options: {', '.join(ours)}: where engines are kept is Interlock's to say")
+        return self
+
+    @model_validator(mode="after")
+    def _is_protected(self) -> Unit:
+        wrong = unprotected(self.listen or "unix:", self.access.told())
+        if wrong:
+            raise ValueError(wrong)
+        if self.access.groups and self.listen and not self.listen.startswith("unix:"):
+            raise ValueError("access.groups: only a Unix socket knows the groups of who asks")
         return self
 
     @model_validator(mode="after")
@@ -319,6 +268,7 @@ class Unit(_Section):
             "provider_options": {name: dict(given) for name, given in self.provider_options.items()},
             "threads": self.threads,
             "hook": self._told(),
+            "access": self.access.told(),
             "worker_python": self.worker_python,
             "memory_limit_bytes": self.memory_limit_bytes,
             "load_timeout_s": self.load_timeout_s,
@@ -336,7 +286,7 @@ class Defaults(Unit):
     accept: Literal["any", "listed"] = "any"
 
 
-class Link(_Section):
+class Link(Section):
     """How the agent talks with its server."""
 
     poll_s: float = Field(default=POLL_S, gt=0)  # backstop of MQTT
@@ -344,7 +294,7 @@ class Link(_Section):
     backoff_cap_s: float = Field(default=60.0, gt=0)
 
 
-class Config(_Section):
+class Config(Section):
     """The whole file."""
 
     device: Device = Device()

@@ -144,7 +144,10 @@ class FakeFronts:
     serving: dict[str, Upstream | None] = field(default_factory=dict)
     standby: dict[str, Upstream | None] = field(default_factory=dict)
 
-    async def open(self, unit: str, listen: str) -> str:
+    async def limit(self, unit: str, access: dict[str, Any]) -> None:
+        """Nobody asks."""
+
+    async def open(self, unit: str, listen: str, access: dict[str, Any]) -> str:
         """Listen."""
         await self.point("open front")
         self.serving.setdefault(unit, None)

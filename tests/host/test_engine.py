@@ -106,7 +106,10 @@ class World:
     def said(self, worker: str) -> list[str]:
         return []
 
-    async def open(self, unit: str, listen: str) -> str:
+    async def limit(self, unit: str, access: dict[str, Any]) -> None:
+        self.trace.append(f"limit {access}")
+
+    async def open(self, unit: str, listen: str, access: dict[str, Any]) -> str:
         if "open" in self.fails:
             raise OSError(98, "in use")
         return listen.replace(":0", ":8500")

@@ -90,6 +90,7 @@ class Engine:
                 seat = await self._open(name, listen, options, await self._read(name))
             if (seat.listen, seat.options) != (listen, options):
                 async with seat.lock:
+                    await self._fronts.limit(name, options.get("access") or {})
                     seat.listen, seat.options = listen, options
                     await self._store.write(name, seat.document())
                 await self._event(seat, seat.configured)
@@ -102,14 +103,15 @@ class Engine:
         seals = [await self._store.seal(name, slot) for slot in states.SLOTS]
         floor = max((seal.generation for seal in seals if seal), default=0)
         unit, effects = core.resume(name, document, (confirmed, release), live, floor, self._clock.utc())
+        access = options.get("access") or {}
         # A port of 0 is chosen once and stays, as long as nobody else has taken it.
         known = (document or {}).get("address") or ""
         try:
-            address = await self._fronts.open(name, known if known and listen.endswith(":0") else listen)
+            address = await self._fronts.open(name, known if known and listen.endswith(":0") else listen, access)
         except OSError:
             if not known or not listen.endswith(":0"):
                 raise
-            address = await self._fronts.open(name, listen)
+            address = await self._fronts.open(name, listen, access)
         seat = Seat(unit, listen, address, options, hooked=str((document or {}).get("hooked") or ""))
         self.seats[name] = seat
         async with seat.lock:

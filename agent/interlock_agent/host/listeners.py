@@ -8,13 +8,18 @@ Rules of the file:
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import socket
 import stat
+from collections.abc import Mapping
+from typing import Any
 
 from interlock_agent.host.manager import Kept
+from interlock_shared.addresses import unprotected
 
 BACKLOG = 1024
+_ANYBODY: Mapping[str, Any] = {}
 
 
 class Listeners:
@@ -23,17 +28,35 @@ class Listeners:
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
 
-    def open(self, unit: str, listen: str) -> tuple[socket.socket, str]:
+    def open(self, unit: str, listen: str, access: Mapping[str, Any]) -> tuple[socket.socket, str]:
         """The socket, and the address that clients use. Raises OSError, ValueError."""
+        wrong = unprotected(listen, access)
+        if wrong:
+            raise ValueError(wrong)
         kept = self._kept.take(unit, listen)
         if kept is not None:
+            limit_file(kept, access)
             return kept, listen
-        listener, address = open_listener(listen)
+        listener, address = open_listener(listen, access)
         self._kept.keep(unit, listener)
         return listener, address
 
 
-def open_listener(listen: str) -> tuple[socket.socket, str]:
+def limit_file(listener: socket.socket, access: Mapping[str, Any]) -> None:
+    """Mode and group of a Unix socket's file. Blocks. Raises OSError, ValueError."""
+    if listener.family != socket.AF_UNIX:
+        return
+    path = listener.getsockname()
+    group = access.get("socket_group")
+    if group is not None:
+        try:
+            os.chown(path, -1, group if isinstance(group, int) else grp.getgrnam(group).gr_gid)
+        except KeyError:
+            raise ValueError(f"access.socket_group: no group {group!r} on this machine") from None
+    os.chmod(path, int(str(access.get("socket_mode") or "0666"), 8))  # as open as a loopback port is
+
+
+def open_listener(listen: str, access: Mapping[str, Any] = _ANYBODY) -> tuple[socket.socket, str]:
     """A listening socket for `HOST:PORT` (loopback unless the owner says otherwise) or `unix:/path`, and the address
     that clients use. Blocks. Raises OSError, ValueError for what is neither."""
     if listen.startswith("unix:"):
@@ -44,7 +67,7 @@ def open_listener(listen: str) -> tuple[socket.socket, str]:
         unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             unix.bind(path)
-            os.chmod(path, 0o666)  # noqa: S103 - as open as a loopback port is
+            limit_file(unix, access)
             unix.listen(BACKLOG)
         except BaseException:
             unix.close()

@@ -105,8 +105,12 @@ class Workers(Protocol):
 class Fronts(Protocol):
     """The processes that own the clients, one a unit."""
 
-    async def open(self, unit: str, listen: str) -> str:
-        """Listen and start the front; the address that clients use. Raises OSError."""
+    async def open(self, unit: str, listen: str, access: dict[str, Any]) -> str:
+        """Listen and start the front; the address that clients use. `access`: who may ask, as `Configure` has it.
+        Raises OSError, ValueError."""
+
+    async def limit(self, unit: str, access: dict[str, Any]) -> None:
+        """Who may ask has changed. Raises OSError, ValueError."""
 
     async def serve(
         self,

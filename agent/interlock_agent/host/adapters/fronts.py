@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock_agent.host.children import Child, child_environment
-from interlock_agent.host.listeners import Listeners
+from interlock_agent.host.listeners import Listeners, limit_file
 from interlock_agent.host.messages import Promoted, from_fields
 from interlock_agent.host.ports import Upstream
 
@@ -37,6 +37,7 @@ class Front:
     unit: str
     listener: socket.socket
     limits: dict[str, Any]
+    access: dict[str, Any]
     child: Child | None = None
     order: dict[str, Any] = field(default_factory=dict)
     regions: list[dict[str, Any]] = field(default_factory=list)  # memory that applications registered
@@ -64,16 +65,26 @@ class ProcessFronts:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reports: set[asyncio.Task[None]] = set()
 
-    async def open(self, unit: str, listen: str) -> str:
-        """Listen, start the front. Raises OSError."""
+    async def open(self, unit: str, listen: str, access: dict[str, Any]) -> str:
+        """Listen, start the front. Raises OSError, ValueError."""
         loop = asyncio.get_running_loop()
-        listener, address = await loop.run_in_executor(None, lambda: self._listeners.open(unit, listen))
-        front = Front(unit, listener, self._limits)
+        listener, address = await loop.run_in_executor(None, lambda: self._listeners.open(unit, listen, access))
+        front = Front(unit, listener, self._limits, access)
         self._fronts[unit] = front
         task = loop.create_task(self._keep(front))
         self._tasks.add(task)
         await front.up.wait()
         return address
+
+    async def limit(self, unit: str, access: dict[str, Any]) -> None:
+        """Other settings of access: another front takes over, on the same socket; open connections end."""
+        front = self._fronts[unit]
+        if front.access == access:
+            return
+        await asyncio.get_running_loop().run_in_executor(None, limit_file, front.listener, access)
+        front.access = access
+        if front.child is not None:
+            front.child.end()
 
     async def _keep(self, front: Front) -> None:
         """A front process, always."""
@@ -91,7 +102,16 @@ class ProcessFronts:
                 log.error("unit=%s the front does not start: %s", front.unit, failure)
                 await asyncio.sleep(RESTART_PAUSE_S)
                 continue
-            child.send({"setup": {"unit": front.unit, "limits": front.limits, "regions": front.regions}})
+            child.send(
+                {
+                    "setup": {
+                        "unit": front.unit,
+                        "limits": front.limits,
+                        "regions": front.regions,
+                        "access": front.access,
+                    }
+                }
+            )
             if front.order:
                 front.number += 1
                 child.send({"n": front.number, "serve": {**front.order, "drain_s": 0.0}})

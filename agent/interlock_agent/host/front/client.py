@@ -36,6 +36,7 @@ PIPELINED_BYTES = 256 * 1024  # read ahead while a request is being answered
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _JSON = b"Content-Type: application/json\r\n"
 _BINARY = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: "
+_MORE = {401: b"WWW-Authenticate: Bearer\r\n", 503: b"Retry-After: 1\r\n"}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -63,9 +64,11 @@ class Client(asyncio.BufferedProtocol):
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._parser = Parser(service.max_body, service.bodies.make)
         self._direct = False  # bytes go where they belong at once
         self._transport: asyncio.Transport | None = None
+        access = service.access
+        admit = None if access is None else lambda request: access.admit(self._transport, request)
+        self._parser = Parser(service.max_body, service.bodies.make, admit)
         self._exchange: Exchange | None = None
         self._keep_alive = True
         self._request_old = False  # HTTP/1.0
@@ -123,6 +126,8 @@ class Client(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The client sends no more; what it asked is still answered."""
         self._eof = True
+        if self._transport and self._transport.get_extra_info("ssl_object"):  # TLS has no half of a connection
+            return False
         return self._exchange is not None or self._paused_writing
 
     def pause_writing(self) -> None:
@@ -237,7 +242,7 @@ class Client(asyncio.BufferedProtocol):
     def _refuse(self, malformed: Malformed) -> None:
         """Answer, read what still comes for a moment (a reset would take the answer with it), close."""
         body = json.dumps({"error": malformed.message, "code": malformed.code}).encode()
-        head = _JSON + (b"Retry-After: 1\r\n" if malformed.status == 503 else b"")
+        head = _JSON + _MORE.get(malformed.status, b"")
         transport, self._keep_alive = self._transport, False
         if transport is None:
             return

@@ -50,10 +50,15 @@ class Request:
 
 class Parser:
     """Feed it bytes, then take requests with `next` until there is none. `make(length)` gives something with a `view`
-    of that many bytes, for large bodies; what it raises, `next` does."""
+    of that many bytes, for large bodies; `admit` sees a request before its body is taken. What they raise, `next` does."""
 
-    def __init__(self, max_body: int, make: Callable[[int], Any] | None = None) -> None:
-        self._max_body, self._make = max_body, make
+    def __init__(
+        self,
+        max_body: int,
+        make: Callable[[int], Any] | None = None,
+        admit: Callable[[Request], None] | None = None,
+    ) -> None:
+        self._max_body, self._make, self._admit = max_body, make, admit
         self._made: Any = None
         self._view = memoryview(b"")  # what is still to be filled of it
         self._buffer = bytearray()
@@ -125,6 +130,8 @@ class Parser:
         head = bytes(buffer[:end])
         del buffer[: end + 4]
         self._request = _parse_head(head)
+        if self._admit is not None:
+            self._admit(self._request)
         return self._begin_body(self._request)
 
     def _begin_body(self, request: Request) -> bool:

@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interlock_agent import __version__
 from interlock_agent.host.front import routes
@@ -36,8 +36,12 @@ from interlock_agent.host.wire import (
     encode,
 )
 
+if TYPE_CHECKING:
+    from interlock_agent.host.front.access import Access
+
 REPORT_EVERY_S = 0.1
 SWEEP_EVERY_S = 0.5
+ACCESS_EVERY_S = 1.0  # how soon a renewed certificate, or a changed file of tokens, holds
 MAX_CLIENTS = 1024
 BACKLOG = 1024
 SCRATCH_BYTES = 64 * 1024  # read at once; a large body's rest goes where it belongs
@@ -61,7 +65,8 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._writer: asyncio.StreamWriter
-        self._server: asyncio.AbstractServer
+        self._server: asyncio.AbstractServer | None = None
+        self.access: Access | None = None
         self.router: Router
 
     async def run(self) -> None:
@@ -77,7 +82,11 @@ class Service:
             float(limits.get("answer_timeout_s") or ANSWER_S),
             float(limits.get("no_worker_s") or NO_WORKER_S),
         )
-        self._server = await self._loop.create_server(lambda: Client(self), sock=self._listener, backlog=BACKLOG)
+        if setup.get("access"):  # what it needs is not in the memory of a front without
+            from interlock_agent.host.front.access import Access
+
+            self.access = Access(setup["access"])
+        opening = self._loop.create_task(self._open())
         sweeper = self._loop.create_task(self._sweep())
         try:
             while True:
@@ -85,7 +94,32 @@ class Service:
         except (EOFError, OSError):
             pass
         finally:
+            opening.cancel()
             sweeper.cancel()
+
+    async def _open(self) -> None:
+        """Accept clients; with TLS when there is a certificate."""
+        tls = None
+        while self.access is not None:
+            await self._look_at_access()
+            try:
+                tls = await self._loop.run_in_executor(None, self.access.tls)
+                break
+            except (OSError, ValueError):  # no certificate: told by `load`; clients wait in the kernel's queue
+                await asyncio.sleep(ACCESS_EVERY_S)
+        self._server = await self._loop.create_server(
+            lambda: Client(self), sock=self._listener, backlog=BACKLOG, ssl=tls
+        )
+        while self.access is not None:
+            await asyncio.sleep(ACCESS_EVERY_S)
+            await self._look_at_access()
+
+    async def _look_at_access(self) -> None:
+        assert self.access is not None
+        wrong = await self._loop.run_in_executor(None, self.access.load)
+        if wrong:
+            sys.stderr.write(f"{wrong}\n")  # the host writes it into its log
+            sys.stderr.flush()
 
     @staticmethod
     async def _read(reader: asyncio.StreamReader) -> dict[str, Any]:
@@ -256,7 +290,8 @@ class Service:
     async def _stop(self, seconds: float) -> None:
         """Accept no more; let what was begun end."""
         self.stopping = True
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         deadline = self.now() + seconds
         while self._clients and self.now() < deadline:
             for client in list(self._clients):

@@ -50,7 +50,7 @@ class Request:
 
 class Parser:
     """Feed it bytes, then take requests with `next` until there is none. `make(length)` gives something with a `view`
-    of that many bytes, for large bodies; `admit` sees a request before its body is taken. `next` raises what they do."""
+    of that many bytes, for large bodies; `admit` sees a request before its body is taken. Their errors are `next`'s."""
 
     def __init__(
         self,

@@ -201,6 +201,9 @@ class Unit(Section):
     concurrency: int = Field(default=0, ge=0, le=64)  # requests inside a worker at once; 0: as the host says
     batching: Batching | None = None  # several requests in one run of the model
     tensorrt: TensorRt = TensorRt()
+    policy: Literal["auto", "availability", "memory"] = "auto"  # both loaded in a switch, or one after the other
+    gap_max_s: float = Field(default=30.0, gt=0)  # the longest that nothing serves, where it is one after the other
+    spare: Literal["trial", "always"] = "trial"  # when a second worker stands by
     gate: UnitGate = UnitGate()
     trial: UnitTrial = UnitTrial()
     health: UnitHealth = UnitHealth()
@@ -225,6 +228,14 @@ class Unit(Section):
             raise ValueError(wrong)
         if self.access.groups and self.listen and not self.listen.startswith("unix:"):
             raise ValueError("access.groups: only a Unix socket knows the groups of who asks")
+        return self
+
+    @model_validator(mode="after")
+    def _policy_is_possible(self) -> Unit:
+        if self.spare == "always" and self.policy != "availability":
+            raise ValueError('spare = "always" needs policy = "availability": else there may be no room for it')
+        if self.policy == "memory" and self.gate.baseline == "twin":
+            raise ValueError('gate.baseline = "twin" and policy = "memory" exclude each other: a twin needs room')
         return self
 
     @model_validator(mode="after")
@@ -269,6 +280,7 @@ class Unit(Section):
             "threads": self.threads,
             "hook": self._told(),
             "access": self.access.told(),
+            "spare": self.spare,
             "worker_python": self.worker_python,
             "memory_limit_bytes": self.memory_limit_bytes,
             "load_timeout_s": self.load_timeout_s,

@@ -232,6 +232,7 @@ EVENT_KINDS = {
     "accepted": "an assignment or a file was taken up",
     "staged": "the payload is complete and verified beside the slots",
     "verdict": "the gate has spoken; data.envelope is the signed verdict",
+    "gap": "what serves will be unloaded for a candidate; data says for how long nothing answers, at most",
     "switched": "the release answers requests, in its trial",
     "confirmed": "the trial passed and the host moved `confirmed`",
     "reverted": "the device went back to its confirmed release; data says what was seen",

@@ -15,6 +15,7 @@ from tests.fakes.points import Point, nowhere
 
 LOAD_S = 0.2
 SWAP_S = 0.01
+ENDS_S = 0.05  # from the word to end until a process has gone, and its memory with it
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Conduct:
     non_finite_after: float = -1.0
     dies_in_gate: bool = False
     bad_after: float = -1.0  # it answers NaN from then on, in a trial and after it, whoever has started it
+    kills_host: bool = False  # when it is loaded
 
 
 @dataclass
@@ -50,7 +52,10 @@ class FakeWorkers:
     point: Point = nowhere
     dice: Callable[[], float] = lambda: 0.5
     started: Callable[[str, str], None] = lambda worker, version: None
+    opened: Callable[[str], None] = lambda worker: None
+    kill_host: Callable[[], None] = lambda: None
     running: dict[str, Running] = field(default_factory=dict)
+    going: dict[str, float] = field(default_factory=dict)  # until when their memory is not free
     ended: set[str] = field(default_factory=set)
 
     async def start(
@@ -71,8 +76,12 @@ class FakeWorkers:
         if room is not None:
             await asyncio.sleep(LOAD_S / 2)
             await room()
+            self.opened(worker)
         await asyncio.sleep(LOAD_S)
         conduct = self.conduct(release.version)
+        if conduct.kills_host:
+            self.kill_host()
+            await self.point(f"opened worker {worker}")
         if worker in self.ended:
             raise WorkerError("worker_died", "ended while it loaded")
         if not conduct.opens:
@@ -118,17 +127,26 @@ class FakeWorkers:
         """No limits here."""
 
     async def end(self, worker: str) -> None:
-        """It is gone."""
+        """It will be gone."""
         await self.point(f"end worker {worker}")
         self.ended.add(worker)
-        self.running.pop(worker, None)
+        if self.running.pop(worker, None) is not None:
+            self.going[worker] = asyncio.get_running_loop().time() + ENDS_S
 
     async def gone(self, worker: str) -> None:
-        """It is."""
+        """Wait until it is."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self.going.get(worker, 0.0) - loop.time()))
+        self.going.pop(worker, None)
+
+    def loaded(self) -> set[str]:
+        """Whose models are in memory now."""
+        now = asyncio.get_running_loop().time()
+        return set(self.running) | {worker for worker, until in self.going.items() if until > now}
 
     def pid(self, worker: str) -> int:
         """Some number."""
-        return 1 if worker in self.running else 0
+        return 1 if worker in self.running or worker in self.going else 0
 
     def said(self, worker: str) -> list[str]:
         """Its last words."""

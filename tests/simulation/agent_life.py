@@ -136,7 +136,8 @@ class AgentLife(Life):
         trial = UnitTrial(lease_s=machine.lease_s, drain_max_s=1.0)
         health = UnitHealth(late_period_s=1.0, late_failures=2)
         gate = UnitGate(inconclusive_max=2, inconclusive_wait_s=5.0, window=machine.window)
-        self.config = Config(units={releases.UNIT: Unit(trial=trial, gate=gate, health=health)})
+        ways = {"policy": machine.policy, "spare": machine.spare, "gap_max_s": machine.gap_s}
+        self.config = Config(units={releases.UNIT: Unit(trial=trial, gate=gate, health=health, **ways)})
         self.engine = Engine(self.ports, self.config, DEVICE)
         self.engine.on_fault = lambda unit, fault: machine.truth.note(f"{self.name}: a fault: {fault!r}")
         self.describer = Describer(self.engine, self.ports, self.host, self.config)

@@ -56,6 +56,8 @@ class HostLife(Life):
             self.point,
             machine.chance.random,
             machine.truth.started,
+            machine.truth.opened,
+            lambda: machine.strike("host", "a candidate that takes the host with it"),
         )
         self.fronts = FakeFronts(self.point, self._switched)
         self.clock = HostClock(machine.loop, machine.chance)
@@ -141,7 +143,9 @@ class HostLife(Life):
         """No trial, nothing loads, and the confirmed release serves where there is one."""
         for seat in self.engine.seats.values():
             unit = seat.unit
-            if unit.phase in (Phase.TRIAL, Phase.STARTING) or any(not w.ready for w in unit.workers.values()):
+            if unit.phase in (Phase.TRIAL, Phase.STARTING, Phase.GAP) or any(
+                not w.ready for w in unit.workers.values()
+            ):
                 return False
             if unit.unrecorded or unit.adrift or unit.doubtful:
                 return False

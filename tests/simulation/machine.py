@@ -15,7 +15,7 @@ import itertools
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tests.fakes.disk import Disk
 from tests.fakes.host_world import Conduct
@@ -29,6 +29,7 @@ from tests.simulation.server import Server
 from tests.simulation.truth import Truth
 
 LEASE_S = 3.0
+GAP_S = 2.0
 BOOT_S = 1.0
 RESTART_S = 0.5
 CONVERGES_S = 3000.0  # virtual
@@ -56,7 +57,10 @@ class Machine:
     plan: dict[int, str] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     lease_s: float = LEASE_S
-    window: tuple[str, ...] = ()  # of the gate; an agent that starts reads it
+    gap_s: float = GAP_S
+    window: tuple[str, ...] = ()  # of the gate; an agent that starts reads it, as it does the next two
+    policy: Literal["auto", "availability", "memory"] = "auto"
+    spare: Literal["trial", "always"] = "trial"
     conducts: dict[str, Conduct] = field(default_factory=lambda: {v: c for v, (_, c) in releases.CATALOGUE.items()})
 
     def __post_init__(self) -> None:

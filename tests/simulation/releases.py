@@ -52,6 +52,7 @@ CATALOGUE: dict[str, tuple[Manifest, Conduct]] = {
     "2.2.0": (manifest("2.2.0", golden=True), Conduct(golden=True, noise=True)),  # nothing can be said of it
     "2.3.0": (manifest("2.3.0", golden=True), Conduct(golden=True, dies_in_gate=True)),
     "2.4.0": (manifest("2.4.0"), Conduct(opens=False)),
+    "2.5.0": (manifest("2.5.0"), Conduct(kills_host=True)),
     "3.0.0": (manifest("3.0.0"), Conduct(dies_after=0.5)),  # its worker dies in the trial
     "3.1.0": (manifest("3.1.0", content="3.0.0"), Conduct(dies_after=0.5)),  # the same bytes again
     "3.2.0": (manifest("3.2.0"), Conduct(non_finite_after=0.4)),

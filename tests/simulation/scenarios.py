@@ -130,6 +130,56 @@ async def late_alarm(machine: Machine) -> None:
     await until(machine, lambda: bool(machine.journal.meta.get("alarms")), 40.0, 0.3)
 
 
+async def configured(machine: Machine, **settings: str) -> None:
+    """The owner writes other settings, and restarts the agent."""
+    for name, value in settings.items():
+        setattr(machine, name, value)
+    machine.strike("agent", "the owner restarts it with other settings")
+    await machine.settled()
+
+
+async def alone(machine: Machine) -> None:
+    """Two releases do not fit beside each other: one makes room for the other; and for one that fails in its trial."""
+    await first_install(machine)
+    await configured(machine, policy="memory")
+    await roll_out(machine, "1.1.0")
+    await roll_out(machine, "3.0.0")
+
+
+async def alone_and_stalled(machine: Machine) -> None:
+    """The agent stands still while nothing serves."""
+    await first_install(machine)
+    await configured(machine, policy="memory")
+    machine.server.want("1.1.0")
+    await until(machine, lambda: in_gap(machine))
+    machine.strike("stall", "scenario")
+    await machine.settled()
+
+
+async def spared(machine: Machine) -> None:
+    """A second worker stands by, also for the next release; and takes over."""
+    await first_install(machine)
+    await configured(machine, policy="availability", spare="always")
+    await roll_out(machine, "1.1.0")
+    host = machine.host
+    if host is not None and host.alive and machine.resting():
+        host.spawn(host.kill_worker(host.engine.seats[UNIT].unit.live))
+    await machine.settled()
+
+
+async def host_killer(machine: Machine) -> None:
+    """The host ends whenever it is loaded."""
+    await first_install(machine)
+    await roll_out(machine, "2.5.0")
+
+
+def in_gap(machine: Machine) -> bool:
+    """Nothing serves, on purpose."""
+    host = machine.host
+    seat = host.engine.seats.get(UNIT) if host is not None and host.alive else None
+    return seat is not None and seat.unit.gap is not None
+
+
 async def late_orders(machine: Machine) -> None:
     """Every order of older generations arrives once more, late: a stray process, a copy of a message."""
     await upgrade(machine)
@@ -180,6 +230,10 @@ SCENARIOS: dict[str, Scenario] = {
         sideload,
         night,
         late_revert,
+        alone,
+        alone_and_stalled,
+        spared,
+        host_killer,
         late_orders,
     )
 }

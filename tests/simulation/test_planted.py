@@ -16,6 +16,7 @@ from interlock_agent.core.states import Effect, Event, Phase, Resumption, Row
 from interlock_agent.host import core as host_core
 from interlock_agent.host import messages
 from interlock_agent.host import states as host_states
+from interlock_agent.host.effects import Effects
 from interlock_agent.steps import fetching, table
 from interlock_agent.steps.base import Happened, Shared, Step
 from tests.fakes.disk import Disk
@@ -165,6 +166,19 @@ def generation_falls_back(patch: Patch) -> None:
     patch.setattr(agent_engine.Engine, "_next", stuck)
 
 
+def gap_never_ends(patch: Patch) -> None:
+    gap = host_states.Phase.GAP
+    key: tuple[host_states.Phase, type[host_states.Event]] = (gap, host_states.Lapsed)
+    patch.setitem(host_core.ROWS, key, lambda unit, *_: (unit, ()))
+
+
+def room_is_not_waited_for(patch: Patch) -> None:
+    async def at_once(self: Effects, seat: Any) -> None:
+        seat.leaving.clear()
+
+    patch.setattr(Effects, "gone", at_once)
+
+
 BUGS: dict[Callable[[Patch], None], tuple[tuple[str, ...], tuple[str, ...], str]] = {
     effect_before_journal: (("first_install",), (), "journal"),
     spend_after_start: (("first_install",), (), "0 tries were spent"),
@@ -181,6 +195,8 @@ BUGS: dict[Callable[[Patch], None], tuple[tuple[str, ...], tuple[str, ...], str]
     link_before_record: (("upgrade",), (), "no record would undo"),
     confirmed_without_asking: (("first_install",), (), "a confirmation that is none"),
     gate_kept: (("upgrade",), (), "does not converge"),
+    gap_never_ends: (("alone_and_stalled",), (), "does not end"),
+    room_is_not_waited_for: (("alone",), (), "did not make room"),
     generation_falls_back: (("upgrade",), (), "generation"),
 }
 

@@ -11,6 +11,7 @@ from tests.simulation.scenarios import SCENARIOS, late_alarm
 pytestmark = pytest.mark.simulation
 
 INSTALLED = ["accepted", "staged", "verdict", "switched", "confirmed"]
+ALONE = ["accepted", "staged", "gap", "verdict", "switched", "confirmed"]
 ENDS = {
     "first_install": ("confirmed", "1.0.0", []),
     "upgrade": ("confirmed", "1.1.0", INSTALLED),
@@ -28,6 +29,10 @@ ENDS = {
         [*INSTALLED, "unhealthy", "switched", "reverted", "accepted", "failed"],
     ),
     "late_alarm": ("confirmed", "4.1.0", [*INSTALLED, "unhealthy", "switched", "reverted", "unhealthy"]),
+    "alone": ("reverted", "1.1.0", [*ALONE, "accepted", "staged", "gap", "verdict", "switched", "reverted"]),
+    "alone_and_stalled": ("confirmed", "1.1.0", [*ALONE[:4], *ALONE]),
+    "spared": ("confirmed", "1.1.0", INSTALLED),
+    "host_killer": ("failed", "1.0.0", ["accepted", "staged", *["waiting", "accepted", "staged"] * 3, "failed"]),
     "sideload": ("confirmed", "1.0.0", []),
     "late_orders": ("confirmed", "1.1.0", INSTALLED),
 }

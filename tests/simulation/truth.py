@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from interlock_agent.core.records import Transition, UnitRecord
 from interlock_agent.host.ports import Upstream
-from interlock_agent.host.states import Release
+from interlock_agent.host.states import Phase, Release
 from interlock_shared.limits import ATTEMPTS_MAX, INTERRUPTIONS_MAX
 from tests.fakes.host_store import release_of
 from tests.fakes.journal import Memory
@@ -50,6 +50,7 @@ class Truth:
         self.began: dict[int, float] = {}  # generation -> when its trial began
         self.orders: list[dict[str, Any]] = []  # every order that ever arrived at the host
         self.asks: dict[int, dict[str, Any]] = {}
+        self.gaps: dict[tuple[str, int], float] = {}  # (host, generation) -> when its gap was first seen
 
     # --- telling --------------------------------------------------------------------------------------------------
 
@@ -101,6 +102,7 @@ class Truth:
         if live and live != slot:
             self._undone(record, live, shown)
         self._serving(release, record)
+        self._ends()
         self._grow(record)
 
     def _complete(self, slot: str, release: Release | None) -> None:
@@ -138,6 +140,17 @@ class Truth:
             self._was(live.generation, "switching"),
             f"{live.release} of generation {live.generation} serves, and the agent's journal knows nothing of it",
         )
+
+    def _ends(self) -> None:
+        host = self.machine.host
+        seat = host.engine.seats.get(UNIT) if host and host.alive else None
+        if host is None or seat is None or seat.unit.phase is not Phase.GAP:
+            return
+        now, key = self.machine.loop.virtual, (host.name, seat.unit.generation)
+        began = self.gaps.setdefault(key, now)
+        self._must(now <= began + self.machine.gap_s + SLACK_S, f"the gap of generation {key[1]} does not end")
+        serving = host.fronts.serving.get(UNIT)
+        self._must(serving is None or not seat.answers, f"{serving} answers in a gap")
 
     def _grow(self, record: dict[str, Any]) -> None:
         mine = self._record()
@@ -239,6 +252,12 @@ class Truth:
         self._must(self.starts[key] <= spent, f"start {self.starts[key]} of {version}, and {spent} tries were spent")
         self._must(attempt.payload_sha256 not in self.failed, f"{version} failed here before, and is gated again")
 
+    def opened(self, worker: str) -> None:
+        """A candidate is opened in the place of what served."""
+        host = self.machine.host
+        beside = host.workers.loaded() - {worker} if host else set()
+        self._must(not beside, f"{worker} is opened, and {sorted(beside)} did not make room")
+
     def worker_died(self, worker: str) -> None:
         """It is gone."""
         self.dead.add(worker)
@@ -305,13 +324,16 @@ class Truth:
             self._must(seat.unit.confirmed_slot == slot and seat.unit.confirmed == release, "host and disk differ")
             serving = host.fronts.serving.get(UNIT)
             self._must((serving.release if serving else "") == (release.name if release else ""), f"{serving} serves")
-            self._must(set(seat.unit.workers) <= {seat.unit.live}, f"workers left: {sorted(seat.unit.workers)}")
-            self._must(set(host.workers.running) <= {seat.unit.live}, f"processes left: {set(host.workers.running)}")
-        mine = record.confirmed if record else None
+            mine = {seat.unit.live, seat.unit.standby}
+            spare = machine.spare == "always" and seat.unit.live
+            self._must(bool(seat.unit.standby) == bool(spare), f"a spare: {seat.unit.standby!r}")
+            self._must(set(seat.unit.workers) <= mine, f"workers left: {sorted(seat.unit.workers)}")
+            self._must(set(host.workers.running) <= mine, f"processes left: {set(host.workers.running)}")
+        said = record.confirmed if record else None
         self._must(
-            (mine.manifest_sha256 if mine else None) == (release.manifest if release else None)
-            and (mine.slot if mine else "") == slot,
-            f"the agent says {mine} is confirmed, the host {release} in {slot!r}",
+            (said.manifest_sha256 if said else None) == (release.manifest if release else None)
+            and (said.slot if said else "") == slot,
+            f"the agent says {said} is confirmed, the host {release} in {slot!r}",
         )
         if machine.server.online:
             told = sorted(machine.server.events)

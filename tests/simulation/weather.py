@@ -5,13 +5,24 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from tests.simulation.machine import STRIKES, Faults, Machine, run
 from tests.simulation.releases import UNIT
 from tests.simulation.scenarios import person, phase, roll_out, until
 
 GOOD = ("1.0.0", "1.1.0", "1.2.0", "1.1.0", "1.2.0", "1.1.0", "1.2.0")
-VERSIONS = (*GOOD, "2.0.0", "2.1.0", "2.2.0", "2.3.0", "2.4.0", "3.0.0", "3.1.0", "3.2.0", "4.0.0", "4.2.0", "9.0.0")
+VERSIONS = (
+    *(*GOOD, "2.0.0", "2.1.0", "2.2.0", "2.3.0", "2.4.0", "2.5.0"),
+    *("3.0.0", "3.1.0", "3.2.0", "4.0.0", "4.2.0", "9.0.0"),
+)
+OWNERS: tuple[tuple[Any, Any], ...] = (
+    ("auto", "trial"),
+    ("availability", "trial"),
+    ("availability", "always"),
+    ("memory", "trial"),
+    ("memory", "trial"),
+)
 
 
 @dataclass
@@ -108,6 +119,9 @@ def random_run(seed: int) -> Machine:
 
     async def story(machine: Machine) -> None:
         chance = machine.chance
+        owner = random.Random(seed)  # of his own: what was drawn before stays what it was
+        machine.policy, machine.spare = owner.choice(OWNERS)
+        machine.strike("agent", "the owner restarts it with his settings")
         if chance.random() < 0.9:
             await roll_out(machine, "1.0.0")
         weather[0].bad = True

@@ -43,6 +43,8 @@ def reports(before: UnitRecord, after: UnitRecord, happened: Told, at: str) -> t
         entries.append(of_installed("unhealthy", after, before.confirmed, at, happened.reason, data))
     if "envelope" in happened.data:
         entries.append(_entry("verdict", after, happened, at, {"envelope": happened.data["envelope"]}))
+    if phase is Phase.GATING and "gap" in happened.data:
+        entries.append(_entry("gap", after, happened, at, happened.data["gap"]))
     kind = ENTERED.get(phase)
     if kind and (before.phase != after.phase or before.generation != after.generation):
         if phase is Phase.CONFIRMED and happened.event not in (Event.YES, Event.ALREADY):

@@ -9,6 +9,7 @@ from typing import Any
 
 from interlock_agent.config import Config, Unit
 from interlock_agent.core import quarantine
+from interlock_agent.core.gate.gap import Plan
 from interlock_agent.core.gate.limits import effective_limits, limits_digest
 from interlock_agent.core.readings import Word
 from interlock_agent.core.records import Attempt, Quarantined, UnitRecord
@@ -45,6 +46,8 @@ class Shared:
     gate_owner: str = ""
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
     manifests: dict[str, Manifest] = field(default_factory=dict)  # by unit: of the attempt in flight
+    gaps: dict[str, Plan] = field(default_factory=dict)  # by unit: what was told of the attempt in flight
+    cramped: set[str] = field(default_factory=set)  # payloads that were refused memory beside what serves
     on_progress: Callable[[str], None] = lambda unit: None
     words: dict[str, Word] = field(default_factory=dict)  # by unit: what the application says of what serves
     checks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by unit: of what serves, in words
@@ -53,6 +56,7 @@ class Shared:
         """The unit rests: nothing is remembered of what was in flight."""
         self.progress.pop(unit, None)
         self.manifests.pop(unit, None)
+        self.gaps.pop(unit, None)
         self.release_gate(unit)
 
     def release_gate(self, unit: str) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from interlock_agent.core import contract as contracts
+from interlock_agent.core.gate.gap import Plan
 from interlock_agent.core.gate.recorded import items_of
 from interlock_agent.core.gate.window import next_opening
 from interlock_agent.core.retry import backoff
@@ -18,10 +19,11 @@ from interlock_agent.core.times import rfc3339
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
 from interlock_agent.steps.gate.command import ByCommand
+from interlock_agent.steps.gate.gap import NO_GAP
 from interlock_agent.steps.gate.run import Baseline, Place, Run
-from interlock_agent.steps.gate.variants import judge
+from interlock_agent.steps.gate.variants import in_order, judge
 from interlock_agent.steps.gate.verdict import samples_document, verdict
-from interlock_agent.steps.switching import persistently
+from interlock_agent.steps.switching import persistently, plan_of
 from interlock_agent.steps.waiting import tries, unjudged
 from interlock_shared import canonical
 from interlock_shared import manifest as manifests
@@ -48,7 +50,27 @@ async def await_gate(step: Step) -> Happened:
     if closed is not None:
         step.shared.release_gate(step.name)
         return closed
-    return Happened(Event.GATE_FREE)
+    try:
+        told = (await _plan(step)).document()
+    except Later as error:
+        step.shared.release_gate(step.name)
+        until = step.ports.clock.now() + NO_COMMAND_S
+        return Happened(Event.LATER, changes={"until": until}, reason=error.code, data=error.document())
+    return Happened(Event.GATE_FREE, data={"gap": told} if told else {})
+
+
+async def _plan(step: Step) -> Plan:
+    """Whether what serves is unloaded for the staged release, and for how long: decided here, and told before it is
+    done. Raises Later where this host is too old for it."""
+    staged = await step.ports.slots.staged(step.name, step.attempt.wish.manifest_sha256)
+    plan = NO_GAP
+    if staged is not None:
+        manifest = manifests.parse(staged.manifest)
+        variants = in_order(manifest.variants, step.unit.gate.variants)
+        cramped = staged.payload_sha256 in step.shared.cramped
+        plan = await plan_of(step, manifest, variants, cramped=cramped)
+    step.shared.gaps[step.name] = plan
+    return plan
 
 
 def _closed(step: Step) -> Happened | None:
@@ -91,6 +113,7 @@ async def gate(step: Step) -> Happened:
             contract=await _contract(step),
             incumbent=await _incumbent(step),
             variants=manifest.variants,
+            plan=step.shared.gaps.get(step.name, NO_GAP),
         )
         return await _run(step, run)
     except Later as error:
@@ -113,6 +136,12 @@ async def regate(step: Step) -> Happened:
         manifest = manifests.parse(await slots.manifest_of(step.name, confirmed.slot))
         served = (await slots.seal_of(step.name, confirmed.slot) or {}).get("variant", manifest.reference.name)
 
+        variants = tuple(variant for variant in manifest.variants if variant.name == served)
+        plan = await plan_of(step, manifest, variants, cramped=confirmed.payload_sha256 in step.shared.cramped)
+        closed = _closed(step) if plan.makes_room else None
+        if closed is not None:  # it serves on as it is; what is not urgent does not cost applications anything by day
+            return Happened(Event.LATER, reason=closed.reason, data=closed.data)
+
         async def prepare(variant: str) -> str:
             del variant
             return await slots.folder(step.name, confirmed.slot)
@@ -126,8 +155,9 @@ async def regate(step: Step) -> Happened:
                 prepare=prepare,
                 contract=await _contract(step),
                 incumbent=None,
-                variants=tuple(variant for variant in manifest.variants if variant.name == served),
+                variants=variants,
                 serving=True,
+                plan=plan,
             ),
         )
 
@@ -181,6 +211,8 @@ async def _run(step: Step, run: Run) -> Happened:
         judged = await judge(run)
     finally:
         await run.end()
+        if run.cramped:
+            step.shared.cramped.add(run.payload_sha256)  # the next time it is judged alone
     origin = step.record.attempt.wish.origin if step.record.attempt else "rollout"
     made = await verdict(
         run,
@@ -189,6 +221,10 @@ async def _run(step: Step, run: Run) -> Happened:
         fingerprint_sha256=step.shared.fingerprint_sha256,
         origin="sideload" if origin == "sideload" else "rollout",
     )
+    if made.reason == "too_little_free" and run.may_make_room:
+        step.shared.cramped.add(run.payload_sha256)
+    if made.reason == "too_little_free" and run.may_make_room:
+        step.shared.cramped.add(run.payload_sha256)
     envelope = step.ports.signer.sign_verdict(made)
     document = canonical.encode(made.model_dump(mode="json", by_alias=True))
     await step.ports.slots.keep_verdict(step.name, step.record.generation, document, samples_document(judged))

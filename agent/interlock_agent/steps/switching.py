@@ -7,16 +7,20 @@ generation. What the host says is the truth about who serves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from interlock_agent.core.gate.gap import Plan
 from interlock_agent.core.gate.right import parity
 from interlock_agent.core.readings import ENOUGH_REQUESTS
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
+from interlock_agent.steps.gate.gap import NO_GAP, plan
 from interlock_agent.steps.waiting import unjudged
 from interlock_shared import manifest as manifests
 from interlock_shared.errors import Later, Never, Refused, Unreachable
+from interlock_shared.manifest import Manifest, Variant
 
 HOST_AWAY_S = 1.0  # how long one look for the host's return lasts
 GOLDEN_S = 300.0  # for the golden items of a release that is to come back
@@ -111,8 +115,13 @@ async def promote(step: Step) -> Happened:
         # Its disk refused the record, or Triton is down: no fault of the release, no try spent.
         await step.ports.clock.sleep(HOST_AWAY_S)
         return await promote(step)
-    figures = {"swap_ms": answer["swap_ms"], "cut": answer["cut"]}
-    return Happened(Event.PROMOTED, changes={"felt": felt}, data=figures)
+    return Happened(Event.PROMOTED, changes={"felt": felt}, data=_figures(answer, "swap_ms", "cut"))
+
+
+def _figures(answer: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Of a switch; with the gap in which nobody answered, where there was one."""
+    gap_s = float(answer.get("gap_s", 0.0))
+    return {name: answer[name] for name in names} | ({"gap_s": gap_s} if gap_s else {})
 
 
 def _felt(status: dict[str, Any] | None) -> dict[str, float]:
@@ -161,7 +170,7 @@ async def revert(step: Step) -> Happened:
             if happened.event is Event.LAPSED:
                 return Happened(Event.LAPSED, reason=happened.reason, data={**happened.data, **attempt.seen})
             return Happened(Event.HOST_REVERTED, reason=reason, data=attempt.seen)
-        data = {**attempt.seen, "serves": answer["release"], "swap_ms": answer["swap_ms"]}
+        data = {**attempt.seen, "serves": answer["release"], **_figures(answer, "swap_ms")}
         if attempt.failed_at:
             data["back_after_s"] = round(step.ports.clock.monotonic() - attempt.failed_at, 4)
         return Happened(Event.HOST_REVERTED, reason=reason, data=data)
@@ -192,18 +201,38 @@ async def _retire_idle(step: Step, status: dict[str, Any]) -> None:
                 continue
 
 
+async def plan_of(step: Step, manifest: Manifest, variants: Sequence[Variant], *, cramped: bool = False) -> Plan:
+    """Whether what serves is unloaded for that release. Raises Later, Unreachable."""
+    confirmed = step.record.confirmed
+    if confirmed is None:
+        return NO_GAP
+    found = await step.ports.slots.recorded(
+        step.name, confirmed.slot, confirmed.payload_sha256, step.shared.fingerprint
+    )
+    verdict = found[0] if found else None
+    status, hardware = await unit_status(step), step.ports.hardware
+    return plan(step.unit, status, hardware, verdict, manifest, variants, cramped=cramped)
+
+
 async def restore(step: Step) -> Happened:
     """Load the previous confirmed release from the spare slot, to be promoted."""
     slot = step.attempt.slot
     seal = await step.ports.slots.seal_of(step.name, slot)
     if seal is None or seal.get("manifest_sha256") != step.attempt.wish.manifest_sha256:
         raise Never(f"{step.name}: the spare slot no longer holds {step.attempt.wish.version}", code="rollback_lost")
+    manifest = manifests.parse(await step.ports.slots.manifest_of(step.name, slot))
+    variants = [one for one in manifest.variants if one.name == seal.get("variant", manifest.reference.name)]
+    gap = await plan_of(step, manifest, variants)
+    step.tell(doing="restore", gap=gap.document())
     order = messages.Load(
         unit=step.name,
         generation=step.record.generation,
         folder=await step.ports.slots.folder(step.name, slot),
         role="candidate",
         options=step.unit.options(),
+        gap_s=gap.at_most_s,
+        expected_s=gap.expected_s,
+        drain_max_s=min(step.unit.trial.drain_max_s, gap.at_most_s / 2),
     )
     try:
         worker = str((await step.ports.host.request(order))["worker"])

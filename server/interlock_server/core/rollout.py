@@ -52,6 +52,7 @@ NEXT: dict[str, str | None] = {
     "recovered": None,
     "state_lost": None,
     "refused": None,
+    "gap": None,
 }
 assert NEXT.keys() == EVENT_KINDS.keys()
 

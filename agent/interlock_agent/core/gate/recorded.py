@@ -48,11 +48,15 @@ def read(verdict: Mapping[str, Any], samples: Mapping[str, Any]) -> Recorded | N
 NEEDS = {"memory_peak": "memory_free_bytes", "gpu_memory_peak": "gpu_memory_free_bytes"}  # check -> what must be free
 
 
-def fits(verdict: Mapping[str, Any], free: Mapping[str, int]) -> bool:
-    """Whether its process is not known to need more than is free now: by the most that it took when it was judged."""
+def needs(verdict: Mapping[str, Any]) -> dict[str, float]:
+    """The most that its process took when it was judged, by what must be free for it."""
     checks = (check for stage in verdict.get("stages", ()) for check in stage.get("checks", ()))
-    needs = {NEEDS[check["check"]]: check["measured"] or 0 for check in checks if check["check"] in NEEDS}
-    return all(need <= free[what] for what, need in needs.items() if what in free)
+    return {NEEDS[check["check"]]: check["measured"] or 0 for check in checks if check["check"] in NEEDS}
+
+
+def fits(verdict: Mapping[str, Any], free: Mapping[str, int]) -> bool:
+    """Whether its process is not known to need more than is free now."""
+    return all(need <= free[what] for what, need in needs(verdict).items() if what in free)
 
 
 def items_of(seal: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlock_agent.core import contract as contracts
+from interlock_agent.core.gate import gap
 from interlock_agent.core.gate.checks import not_applicable, simple
+from interlock_agent.steps.gate import recorded
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared.documents import CheckResult
 
@@ -46,11 +48,21 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
             offered = contracts.contract_of(run.manifest.signature)
             found = found.model_copy(update={"detail": {**found.detail, "offered": offered}})
         checks = [found]
-    checks += _required(tried, place.fingerprint, place.hardware.free())
+    checks += _required(tried, place.fingerprint, run.free())
     if tried.variant.runtime == "external" and place.command is None:
         wanted = "it is not run here, and gate.command does not say what measures it"
         checks.append(simple("measurable", [wanted], "no_command"))
     checks += _built_for(tried, place.fingerprint)
     refused = run.manifest.gates == "none" and not place.settings.gate.allow_none
     problems = ["the manifest switches its gates off"] if refused else []
-    return [*checks, simple("gates", problems, "gates_none_forbidden")]
+    checks.append(simple("gates", problems, "gates_none_forbidden"))
+    return [*checks, *gap.check(run.plan, await _no_baseline(run))]
+
+
+async def _no_baseline(run: Run) -> str:
+    """Why speed could not be judged without the twin, where it has to be."""
+    wanted = run.limits.get("latency_ratio_max") is not None and run.measurable and run.incumbent is not None
+    if not run.plan.makes_room or not wanted:
+        return ""
+    found = await recorded.baseline(run)
+    return found if isinstance(found, str) else ""

@@ -8,6 +8,7 @@ from interlock_agent.core import contract as contracts
 from interlock_agent.core.gate import starts as judge
 from interlock_agent.core.gate.checks import not_applicable, simple
 from interlock_agent.host import messages
+from interlock_agent.steps.gate import right
 from interlock_agent.steps.gate.run import Run, Tried
 from interlock_shared.documents import CheckResult
 
@@ -18,6 +19,7 @@ async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """A silent fall-back to the CPU is a failure, not a slow success."""
     place = run.place
     await run.request(messages.Configure(place.unit, place.listen, place.settings.options()))
+    await right.ask_reference(run, tried)
     tried.folder = await run.seal(tried.variant.name)
     await _open(run, tried)
     if tried.variant.runtime == "external":

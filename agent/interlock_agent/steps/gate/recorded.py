@@ -25,7 +25,7 @@ async def ratio(
 ) -> list[CheckResult]:
     """Rows of the ratio, `block(runs)` by block; more blocks until a look decides, or the budget is spent. A block in
     which the device changed its pace is thrown away."""
-    found = await _baseline(run)
+    found = await baseline(run)
     if isinstance(found, str):
         return judge.no_baseline(found)
     mine: dict[str, list[float]] = {scale: [] for scale in judge.SCALES}
@@ -45,7 +45,7 @@ async def ratio(
     return [not_applicable("self_test", "no_twin"), *rows]
 
 
-async def _baseline(run: Run) -> judge.Recorded | str:
+async def baseline(run: Run) -> judge.Recorded | str:
     """What is recorded of the incumbent, or why there is nothing."""
     found = await run.record()
     if found is None:

@@ -91,19 +91,32 @@ async def _answers(run: Run, tried: Tried, golden: Golden) -> str:
         return ""
     if tried.variant.reference:
         return "keep"
-    if not run.answers_kept:
-        worker = ""
-        try:
-            folder = await run.seal(run.manifest.reference.name)
-            worker = str((await run.load(folder, "candidate"))["worker"])
-            await run.evaluate(worker, "keep")
-            run.answers_kept = True
-        except Refused:  # it does not run here: then what golden data expects must do
-            return ""
-        finally:
-            await run.retire(worker)
-            await run.seal(tried.variant.name)
-    return "compare"
+    if not run.answers_kept and not run.plan.makes_room:
+        await _keep_answers(run, tried)
+    return "compare" if run.answers_kept else ""  # else it does not run here: what golden data expects must do
+
+
+async def ask_reference(run: Run, tried: Tried) -> None:
+    """Where only one fits at a time: the reference's answers, before the variant is loaded, in a gap of their own."""
+    golden = run.manifest.golden
+    if not run.plan.makes_room or golden is None or tried.variant.reference or run.answers_kept:
+        return
+    if _beside_reference(run, golden):
+        await _keep_answers(run, tried)
+
+
+async def _keep_answers(run: Run, tried: Tried) -> None:
+    worker = ""
+    try:
+        folder = await run.seal(run.manifest.reference.name)
+        worker = str((await run.load(folder, "candidate"))["worker"])
+        await run.evaluate(worker, "keep")
+        run.answers_kept = True
+    except Refused:
+        return
+    finally:
+        await run.retire(worker)
+        await run.seal(tried.variant.name)
 
 
 async def _labelled(run: Run, mine: dict[str, Any], theirs: dict[str, Any] | None) -> list[CheckResult]:

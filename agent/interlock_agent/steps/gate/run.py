@@ -9,16 +9,19 @@ from typing import Any, TypeVar
 from interlock_agent.config import Unit
 from interlock_agent.core.gate import checks
 from interlock_agent.core.gate import limits as limiting
+from interlock_agent.core.gate.gap import Plan
 from interlock_agent.core.gate.guest import Guest
 from interlock_agent.core.gate.recorded import fits
 from interlock_agent.host import messages
 from interlock_agent.ports import Clock, Hardware, Host
 from interlock_agent.steps.gate.command import ByCommand
 from interlock_agent.steps.gate.costs import Costs
+from interlock_agent.steps.gate.gap import NO_GAP, Gap, held_by_live
 from interlock_shared.documents import StageResult
 from interlock_shared.errors import Later, Refused
 from interlock_shared.manifest import Manifest, Variant
 
+SERVES_S = 1.0  # one look whether the confirmed release serves again
 PROBE_S = 60.0  # for a block of inferences one after the other, which takes milliseconds, or a single one
 
 Samples = dict[str, list[int]]
@@ -91,6 +94,7 @@ class Run:
     incumbent: Baseline | None
     variants: tuple[Variant, ...]
     serving: bool = False
+    plan: Plan = NO_GAP
     sealed: tuple[str, str] = ("", "")  # variant and folder
     answers_kept: bool = False  # the reference's, in the folder, for what nothing is expected of
     twin: str = ""
@@ -100,6 +104,10 @@ class Run:
     limits: dict[str, Any] = field(default_factory=dict)
     guest: Guest = field(default_factory=Guest)
     candidate_s: float = 0.0  # of the stage, spent on orders about the candidate
+    gap: Gap = field(default_factory=Gap)
+    cramped: bool = False  # it was refused memory beside what serves, and the owner's policy knows what to do then
+    roomy: bool = False  # the host can unload what serves
+    will_be_free: dict[str, int] = field(default_factory=dict)  # bytes, where what serves makes room
 
     async def begin(self) -> None:
         """Take down when it began, what the device and its applications were like, and which limits hold."""
@@ -108,6 +116,27 @@ class Run:
         self.limits = limiting.effective_limits(self.manifest, self.place.settings.gate.limits())
         units = (await self.request(messages.Status()))["units"]
         self.guest = Guest(self.place.settings.gate.live_slowdown_max, Guest.p99s(units))
+        mine = self._mine(units)
+        self.roomy = mine is not None and mine.get("gap") is not None
+        if self.plan.makes_room:
+            self.alone = True
+            self.will_be_free = held_by_live(mine, self.place.hardware)
+
+    def _mine(self, units: list[dict[str, Any]]) -> dict[str, Any] | None:
+        return next((unit for unit in units if unit.get("unit") == self.place.unit), None)
+
+    def free(self) -> dict[str, int]:
+        """Bytes that are free now, or will be when what serves has made room."""
+        now = self.place.hardware.free()
+        return {what: size + self.will_be_free.get(what, 0) for what, size in now.items()}
+
+    @property
+    def may_make_room(self) -> bool:
+        """Whether what serves could still be unloaded for the candidate, and that would help."""
+        settings = self.place.settings
+        limited = settings.memory_limit_bytes or settings.gate.candidate_memory_bytes
+        wanted = settings.policy == "auto" and settings.gate.baseline != "twin"
+        return self.roomy and wanted and not limited and not self.plan.makes_room
 
     @property
     def measurable(self) -> bool:
@@ -138,7 +167,7 @@ class Run:
         """Begins now: whether the time for measuring is up. Stepping back does not count."""
         clock, guest, allowed = self.place.clock, self.guest, self.place.settings.gate.budget_s
         began = clock.monotonic() - guest.yielded_s
-        return lambda: clock.monotonic() - guest.yielded_s - began >= allowed
+        return lambda: clock.monotonic() - guest.yielded_s - began >= allowed or self.gap.left_s(clock) <= 0
 
     async def steady(self, measuring: Awaitable[T]) -> T | None:
         """What is measured; None where the device changed its pace meanwhile: that says nothing."""
@@ -173,6 +202,8 @@ class Run:
         if golden is not None:
             options["golden_folder"] = golden
         order = messages.Load(self.place.unit, self.place.generation, folder, role, options)
+        if self.plan.makes_room and role == "candidate":
+            return await self._load_alone(order)
         nice = self.guest.nice if self.limits.get("load_s_max") is None else 0  # a limit holds for what will serve
         if nice:
             try:
@@ -181,6 +212,24 @@ class Run:
                 if error.code != "worker_hung":  # it may have given way to others for too long
                     raise
         return await self.request(order)
+
+    async def _load_alone(self, order: messages.Load) -> dict[str, Any]:
+        """In the place of what serves; it has to serve before, so that two gaps are not one."""
+        place, settings = self.place, self.place.settings
+        until = place.clock.monotonic() + settings.load_timeout_s
+        while place.clock.monotonic() < until:
+            mine = self._mine((await self.request(messages.Status()))["units"])
+            if mine is None or mine.get("ready") or not mine.get("confirmed"):
+                break
+            await place.host.event(place.unit, SERVES_S)
+        place.tell(doing="gate", stage="loads", gap=self.plan.document())
+        drain_max_s = min(settings.trial.drain_max_s, self.plan.at_most_s / 2)
+        gap_s, expected_s = self.plan.at_most_s, self.plan.expected_s
+        order = replace(order, gap_s=gap_s, expected_s=expected_s, drain_max_s=drain_max_s)
+        loaded = await self.request(order)
+        mine = self._mine((await self.request(messages.Status()))["units"])
+        self.gap.opened(mine, place.clock, self.plan.at_most_s)
+        return loaded
 
     def _of_twin(self, error: Refused) -> Later:
         """The incumbent's trouble is not the candidate's fault."""

@@ -3,6 +3,7 @@
 A manifest's metadata only prunes: what looks lighter is not faster for it (an int8 of a real model was 3.8 × smaller
 and 1.4 × slower on a CPU). The worker of the best so far stays loaded, since what was measured is what will serve; the
 next one that passes is measured against it, head to head, and takes its place only where it is faster for certain.
+Where only one fits at a time, the first that passes is taken: each that is tried costs a gap in which nothing serves.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ async def judge(run: Run) -> Judged:
                 best, loser = (one, best) if compared.faster else (best, one)
                 await run.retire(loser.worker)
             best = best or one
-            if wanted != "fastest":
+            if wanted != "fastest" or run.plan.makes_room:  # two cannot be measured against each other there
                 break
         if best is not None:
             await run.seal(best.variant.name)  # the last one tried may be another

@@ -245,6 +245,40 @@ def test_what_changes_a_gpus_pace(tmp_path: Path, name: str, value: Any, other: 
     assert (hardware.pace() != before) is other
 
 
+def test_faults_of_a_gpu_are_counted_from_when_it_is_first_asked() -> None:
+    waiting: list[object] = []
+
+    def wait(events: object, milliseconds: int) -> object:
+        assert (events, milliseconds) == ("events", 0)
+        if not waiting:
+            raise NVMLError("Timeout")
+        return waiting.pop()
+
+    told = {"nvmlDeviceGetSupportedEventTypes": 0x1F, "nvmlEventSetCreate": "events", "nvmlDeviceRegisterEvents": None}
+    fake = l4(**told, nvmlEventSetWait_v2=wait)
+    gpu = Nvml(lambda: fake)
+    assert gpu.faults() == 0
+    waiting += [SimpleNamespace(eventType=8, eventData=79)] * 2
+    assert gpu.faults() == 2
+    assert gpu.faults() == 2
+    assert ("nvmlDeviceRegisterEvents", "gpu-0", 8, "events") in fake.calls
+    assert [call[0] for call in fake.calls].count("nvmlEventSetCreate") == 1
+
+
+@pytest.mark.parametrize(
+    "lacks",
+    [
+        {},
+        {"nvmlDeviceGetSupportedEventTypes": 0x1},
+        {"nvmlDeviceGetSupportedEventTypes": 0x8},
+        {"nvmlDeviceGetSupportedEventTypes": 0x8, "nvmlEventSetCreate": "events"},
+    ],
+)
+def test_a_gpu_that_does_not_tell_of_faults_has_not_none_of_them(lacks: dict[str, Any]) -> None:
+    assert Nvml(lambda: l4(**lacks)).faults() is None
+    assert Nvml(lambda: FakeNvml(nvmlInit=NVMLError("no driver"))).faults() is None
+
+
 def test_an_older_driver_calls_its_reasons_otherwise(tmp_path: Path) -> None:
     library = l4(nvmlDeviceGetCurrentClocksThrottleReasons=0x20)
     del library.answers["nvmlDeviceGetCurrentClocksEventReasons"]

@@ -180,6 +180,14 @@ def in_gap(machine: Machine) -> bool:
     return seat is not None and seat.unit.gap is not None
 
 
+async def late_without_fallback(machine: Machine) -> None:
+    """The release before it is no longer intact when it is needed: what has turned bad stays, and alarms."""
+    await first_install(machine)
+    await roll_out(machine, "4.0.0")
+    machine.disk.remove(f"slots/{UNIT}/a/.interlock/seal.json")
+    await until(machine, lambda: bool(machine.journal.meta.get("alarms")), 60.0, 0.3)
+
+
 async def late_orders(machine: Machine) -> None:
     """Every order of older generations arrives once more, late: a stray process, a copy of a message."""
     await upgrade(machine)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation.machine import run
 from tests.simulation.releases import UNIT
-from tests.simulation.scenarios import SCENARIOS, late_alarm
+from tests.simulation.scenarios import SCENARIOS, late_alarm, late_without_fallback
 
 pytestmark = pytest.mark.simulation
 
@@ -33,13 +33,14 @@ ENDS = {
     "alone_and_stalled": ("confirmed", "1.1.0", [*ALONE[:4], *ALONE]),
     "spared": ("confirmed", "1.1.0", INSTALLED),
     "host_killer": ("failed", "1.0.0", ["accepted", "staged", *["waiting", "accepted", "staged"] * 3, "failed"]),
+    "late_without_fallback": ("failed", "4.0.0", [*INSTALLED, "unhealthy", "failed", "unhealthy"]),
     "sideload": ("confirmed", "1.0.0", []),
     "late_orders": ("confirmed", "1.1.0", INSTALLED),
 }
 
 
 # Told once: what is its own in them is little, and every point of it would take long.
-STORIES = SCENARIOS | {"late_alarm": late_alarm}
+STORIES = SCENARIOS | {"late_alarm": late_alarm, "late_without_fallback": late_without_fallback}
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -49,6 +50,24 @@ def test_the_story_ends_as_it_should(name: str) -> None:
     record = machine.journal.record(UNIT)
     assert (record.phase, record.confirmed.version) == (phase, version), machine.describe()
     assert machine.server.kinds() == INSTALLED + told
+
+
+def test_what_was_seen_outlives_a_kill_right_after_the_judgement() -> None:
+    """Of a trial and of a confirmed release; it reaches the server when there is a link again."""
+    for name, event, kind in (("unhealthy", "unhealthy", "reverted"), ("late_revert", "turned-bad", "unhealthy")):
+        calm = run(SCENARIOS[name])
+        numbers = [int(line.split()[0]) for line in calm.trace if f"journaled {event}" in line]
+        assert numbers, calm.trace
+        for strike in ("agent", "power"):
+            machine = run(SCENARIOS[name], plan={numbers[0]: strike})
+            assert machine.struck == [
+                f"{strike} at journaled {event} -> {'reverting' if name == 'unhealthy' else 'restoring'}"
+            ]
+            told = [one for one in machine.server.events.values() if one["kind"] == kind]
+            seen = {row["check"]: row for row in told[0]["data"]["checks"]}
+            assert seen["non_finite"]["outcome"] == "failing" or name == "unhealthy"
+            assert told[0]["data"]["check"] == "non_finite"
+            assert told[0]["data"]["last_words"], "the worker's last lines"
 
 
 def test_a_seed_replays_a_whole_run() -> None:

@@ -68,10 +68,9 @@ class Nvml:
         """Critical faults (Xid) of the GPU since this was first asked; None where the driver does not tell of them. The
         driver keeps them until they are fetched: this does not wait."""
         if self._events is None:
-            kind = getattr(self._library, "nvmlEventTypeXidCriticalError", XID_EVENT) if self._open() else XID_EVENT
             told = self._ask("nvmlDeviceGetSupportedEventTypes")
-            made = self._ask("nvmlEventSetCreate", gpu=False) if told is not None and told & kind else None
-            if made is None or not self._registered(kind, made):
+            made = self._ask("nvmlEventSetCreate", gpu=False) if told is not None and told & XID_EVENT else None
+            if made is None or not self._registered(made):
                 return None
             self._events = made
         for _ in range(FAULTS_AT_ONCE):
@@ -81,9 +80,9 @@ class Nvml:
             self._faults += 1
         return self._faults
 
-    def _registered(self, kind: int, events: Any) -> bool:
+    def _registered(self, events: Any) -> bool:
         try:
-            self._library.nvmlDeviceRegisterEvents(self._gpu, kind, events)
+            self._library.nvmlDeviceRegisterEvents(self._gpu, XID_EVENT, events)
         except self._refusals:
             return False
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -12,7 +13,12 @@ import pytest
 
 from interlock_agent.host.front import memory
 from interlock_agent.host.front.memory import Memory, Refused
+from interlock_agent.host.front.sharing import Channel
 from interlock_agent.host.wire import NO_USER
+from interlock_agent.host.worker.errors import BadRequest
+from interlock_agent.host.worker.inference import Model
+from interlock_agent.host.worker.serving import Serving
+from tests.host.rig import until
 
 ME = os.getuid()
 
@@ -157,3 +163,66 @@ def test_what_cannot_be_written_says_so(shared: Path, monkeypatch: pytest.Monkey
     with pytest.raises(Refused, match="No space left") as refused:
         mine.write(0, memoryview(b"x"))
     assert refused.value.code == "region_not_written"
+
+
+# --- what a worker is told ------------------------------------------------------------------------------------------
+
+
+class Nothing:
+    """A backend without tensors."""
+
+    inputs: list[dict[str, Any]] = []  # noqa: RUF012 - as the protocol has it
+    outputs: list[dict[str, Any]] = []  # noqa: RUF012
+
+    def run(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+        return []
+
+
+async def test_a_worker_holds_what_is_registered_as_long_as_the_front_lives(shared: Path, short_path: Path) -> None:
+    serving = Serving(Model("m", "1", Nothing(), frozenset()), "")
+    await asyncio.to_thread(serving.listen, f"{short_path}/w.sock")
+
+    def holds(name: str) -> bool:
+        try:
+            return serving._regions.find(ME, name, "").name == name
+        except BadRequest:
+            return False
+
+    regions = Memory()
+    channel = Channel(f"{short_path}/w.sock", regions)
+    for name in ("a", "b"):
+        regions.register(ME, name, shared.name, 0, 16)
+    await channel.sync()
+    assert (holds("a"), holds("b")) == (True, True)
+    regions.unregister(ME, "a")
+    regions.register(ME, "c", shared.name, 8, 16)
+    await asyncio.gather(channel.sync(), channel.sync())
+    assert (holds("a"), holds("b"), holds("c")) == (False, True, True)
+    after = Memory()
+    after.restore([entry for entry in regions.kept() if entry["name"] == "c"])
+    second = Channel(f"{short_path}/w.sock", after)
+    await second.sync()
+    channel.close()
+    await until(lambda: not holds("b"))
+    assert holds("c"), "the next front's"
+    second.close()
+    await until(lambda: not holds("c"))
+
+
+async def test_a_worker_that_does_not_answer_keeps_nobody_waiting_when_it_is_given_up(
+    shared: Path, short_path: Path
+) -> None:
+    regions = Memory()
+    regions.register(ME, "a", shared.name, 0, 16)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{short_path}/w.sock")
+        silent.listen()
+        channel = Channel(f"{short_path}/w.sock", regions)
+        telling = asyncio.ensure_future(channel.sync())
+        await until(lambda: channel._socket is not None and channel._lock.locked())
+        channel.close()
+        with pytest.raises(OSError, match="ended"):
+            await telling
+        assert channel._socket is not None
+        assert channel._socket.fileno() == -1
+        await channel.sync()  # nothing is told any more

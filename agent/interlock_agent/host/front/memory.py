@@ -87,7 +87,8 @@ class Memory:
 
     def __init__(self) -> None:
         self._regions: dict[tuple[int, str], Region] = {}
-        self._numbers = itertools.count(1)
+        # A worker may still have the regions of a front that has died: never the same numbers.
+        self._numbers = itertools.count(int.from_bytes(os.urandom(6), "big") << 15)
 
     def __bool__(self) -> bool:
         return bool(self._regions)

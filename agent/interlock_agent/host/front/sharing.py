@@ -4,11 +4,13 @@ Rules of the file:
 - One connection a worker, beside those for requests, and one change at a time on it, each answered.
 - What is told is the difference between what the worker was told and what is registered; so it does not matter how
   many changed what meanwhile, and a new worker is told all.
+- What a worker was told ends with the connection: it knows nothing of a front that has died.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 from interlock_agent.host.front.memory import Memory, Region
@@ -30,15 +32,22 @@ class Channel:
     async def sync(self) -> None:
         """Until the worker knows what is registered, no more and no less. Raises OSError."""
         async with self._lock:
-            while not self._closed:
-                wanted = {(region.user, region.name): region for region in self._memory}
-                gone = [region for key, region in self._told.items() if wanted.get(key) is not region]
-                new = [region for key, region in wanted.items() if self._told.get(key) is not region]
-                if not gone and not new:
-                    return
-                for op, regions in ((OP_DROP, gone), (OP_HOLD, new)):
-                    for region in regions:
-                        await asyncio.wait_for(self._tell(op, region), ANSWER_S)
+            try:
+                await self._sync()
+            finally:
+                if self._closed:
+                    self._end()
+
+    async def _sync(self) -> None:
+        while not self._closed:
+            wanted = {(region.user, region.name): region for region in self._memory}
+            gone = [region for key, region in self._told.items() if wanted.get(key) is not region]
+            new = [region for key, region in wanted.items() if self._told.get(key) is not region]
+            if not gone and not new:
+                return
+            for op, regions in ((OP_DROP, gone), (OP_HOLD, new)):
+                for region in regions:
+                    await asyncio.wait_for(self._tell(op, region), ANSWER_S)
 
     async def _tell(self, op: int, region: Region) -> None:
         loop = asyncio.get_running_loop()
@@ -63,7 +72,15 @@ class Channel:
             self._told.pop(key, None)
 
     def close(self) -> None:
-        """The worker is not told any more."""
+        """The worker is not told any more; who waits for it is told at once."""
         self._closed = True
+        if self._socket is not None and self._lock.locked():
+            # Closed under the loop that waits for it, its number would be the next connection's.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            self._end()
+
+    def _end(self) -> None:
         if self._socket is not None:
             self._socket.close()

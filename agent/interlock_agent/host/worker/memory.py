@@ -77,6 +77,11 @@ class Regions:
             if held is not None and held.number == number:
                 del self._named[user, name]
 
+    def drop_all(self, numbers: set[int]) -> None:
+        """Those of a front that has gone."""
+        with self._lock:
+            self._named = {key: region for key, region in self._named.items() if region.number not in numbers}
+
     def find(self, user: int, name: Any, where: str) -> Region:
         """What a request of `user` names. Raises BadRequest."""
         with self._lock:

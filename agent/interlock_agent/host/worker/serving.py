@@ -74,7 +74,7 @@ class Serving:
             threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
 
     def _talk(self, connection: socket.socket) -> None:
-        to = _Sender(connection)
+        to, numbers = _Sender(connection), set[int]()
         with connection, contextlib.suppress(EOFError, OSError, ValueError):
             while True:
                 start, descriptors = read_with_descriptors(connection, REQUEST.size)
@@ -85,7 +85,7 @@ class Serving:
                 version = read_exactly(connection, length)
                 kind = op & ~TAKES_MEMORY
                 if kind in (OP_HOLD, OP_DROP):
-                    self._share(kind, user, read_exactly(connection, size), descriptors)
+                    numbers.add(self._share(kind, user, read_exactly(connection, size), descriptors))
                     answer = Answer(200, NO_HEADER, [])
                 elif descriptors:
                     body = memoryview(map_memory(descriptors[0]))[:size]
@@ -94,15 +94,18 @@ class Serving:
                 else:
                     answer = self.answer(kind, bytes(version), header, read_exactly(connection, size), user)
                 to.send(answer, bool(op & TAKES_MEMORY))
+        if numbers:
+            self._regions.drop_all(numbers)
 
-    def _share(self, op: int, user: int, body: bytearray, descriptors: list[int]) -> None:
-        """The front gives a region, or takes it away; answered, so that it knows when that holds."""
+    def _share(self, op: int, user: int, body: bytearray, descriptors: list[int]) -> int:
+        """The front gives a region, or takes it away, and is answered when that holds. The number."""
         number, start, size = REGION.unpack_from(body)
         name = body[REGION.size :].decode()
         if op == OP_HOLD:
             self._regions.hold(user, Region(number, name, start, size, descriptors[0]))
         else:
             self._regions.drop(user, name, number)
+        return int(number)
 
     def answer(self, op: int, version: bytes, header: int, body: bytearray | memoryview, user: int) -> Answer:
         """The answer to one request; never raises."""

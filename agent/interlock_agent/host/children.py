@@ -4,7 +4,7 @@ Rules of the file:
 - A child is a new program (exec), never a fork of this one; it inherits its control socket and what is named.
 - Its death ends `ended`, with how it ended in words.
 - Each is written down (pid and start time: a pid alone is reused) in a folder that a reboot clears, and crossed out
-  when it was reaped. `end_leftovers` ends what a predecessor left, before anything is served.
+  when it was reaped; and each carries the mark of the state folder. `leftovers.py` ends what a predecessor left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import contextlib
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ STDERR_LINES = 50  # kept of each child
 STDERR_LINE_BYTES = 64 * 1024
 LAST_WORDS_S = 0.1  # for the last lines of a child that ended
 END_S = 2.0  # between the request to end and the order
-LEFTOVER_WAIT_S = 5.0  # for a killed leftover to be gone
+MARK = "INTERLOCK_HOST"  # in the environment of a child: whose it is
 # What a child may see of the host's environment: where its libraries and GPU are, no secrets.
 PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "ORT_", "TRT_", "COVERAGE_")
@@ -42,24 +41,6 @@ def start_time(pid: int) -> str:
     return "" if fields[0] in ("Z", "X") else fields[19]
 
 
-def end_leftovers(folder: Path) -> list[int]:
-    """Kill the recorded children of a predecessor and wait until they are gone; their pids. Blocks."""
-    killed = []
-    for entry in sorted(folder.iterdir()):
-        if not entry.name.isdigit():
-            continue
-        pid, recorded = int(entry.name), entry.read_text(encoding="utf-8").strip()
-        if recorded and start_time(pid) == recorded:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-            deadline = time.monotonic() + LEFTOVER_WAIT_S
-            while start_time(pid) == recorded and time.monotonic() < deadline:
-                time.sleep(0.005)
-        entry.unlink(missing_ok=True)
-    return killed
-
-
 def how_it_ended(code: int) -> str:
     """A return code in words: `exit 3`, `SIGKILL`."""
     if code >= 0:
@@ -73,6 +54,7 @@ def how_it_ended(code: int) -> str:
 def child_environment(packages: Path) -> dict[str, str]:
     """The environment of a child: little of ours, and our package alone on its path."""
     kept = {k: v for k, v in os.environ.items() if k in PASSED or k.startswith(PASSED_PREFIXES)}
+    kept |= {MARK: os.environ[MARK]} if MARK in os.environ else {}
     return {**kept, "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 
 

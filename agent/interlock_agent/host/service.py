@@ -27,10 +27,11 @@ from interlock_agent.host.adapters.fronts import ProcessFronts
 from interlock_agent.host.adapters.hooks import OwnersHooks
 from interlock_agent.host.adapters.store import FileStore
 from interlock_agent.host.adapters.workers import ProcessWorkers
-from interlock_agent.host.children import end_leftovers
+from interlock_agent.host.children import MARK
 from interlock_agent.host.config import Settings
 from interlock_agent.host.control import Control
 from interlock_agent.host.engine import Engine
+from interlock_agent.host.leftovers import end_leftovers, mark_of
 from interlock_agent.host.listeners import Listeners
 from interlock_agent.host.manager import Kept, notify
 
@@ -55,7 +56,8 @@ def prepare(settings: Settings) -> tuple[int, Path]:
     except OSError:
         os.close(lock)
         raise AnotherHost(f"another host runs on {state}") from None
-    killed = end_leftovers(run / "children")
+    os.environ[MARK] = mark_of(state)  # for the children; a hook gets no such thing
+    killed = end_leftovers(run / "children", os.environ[MARK])
     if killed:
         log.warning("ended leftovers of a predecessor: %s", killed)
     link, package = run / "packages" / "interlock_agent", Path(interlock_agent.__file__).parent

@@ -1,0 +1,94 @@
+"""What a killed host left behind is ended before its successor serves, also what no record names."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from interlock_agent.host import children, leftovers
+from tests.host import clients
+from tests.host.rig import running
+
+STUBBORN = """
+import signal, sys, time
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+print("here", flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+class Stubborn:
+    """Processes that end by nothing but SIGKILL."""
+
+    def __init__(self) -> None:
+        self.all: list[subprocess.Popen[bytes]] = []
+
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, env=environment)
+        self.all.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        return process
+
+
+@pytest.fixture
+def stubborn() -> Iterator[Stubborn]:
+    found = Stubborn()
+    yield found
+    for process in found.all:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_the_recorded_and_the_marked_are_ended_and_nobody_else(tmp_path: Path, stubborn: Stubborn) -> None:
+    records, state = tmp_path / "children", tmp_path / "state"
+    for folder in (records, state):
+        folder.mkdir()
+    mark = leftovers.mark_of(state)
+    recorded, reused, marked, stopped = (stubborn.start() for _ in range(2)), stubborn.start(), None, None
+    one, two = recorded
+    marked, stopped = (stubborn.start(**{children.MARK: mark}) for _ in range(2))
+    other = stubborn.start(**{children.MARK: mark + "1"})
+    os.kill(stopped.pid, signal.SIGSTOP)
+    for process in (one, two):
+        (records / str(process.pid)).write_text(children.start_time(process.pid))
+    (records / str(reused.pid)).write_text("1")  # that pid was another's
+    (records / "999999999").write_text("1")
+    ended = leftovers.end_leftovers(records, mark)
+    assert sorted(ended) == sorted(process.pid for process in (one, two, marked, stopped))
+    assert [process.wait() for process in (one, two, marked, stopped)] == [-signal.SIGKILL] * 4
+    assert (reused.poll(), other.poll()) == (None, None)
+    assert list(records.iterdir()) == []
+
+
+def test_the_mark_is_the_folder_whatever_its_path(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "link").symlink_to("state")
+    assert leftovers.mark_of(tmp_path / "link") == leftovers.mark_of(tmp_path / "state")
+    assert leftovers.mark_of(tmp_path) != leftovers.mark_of(tmp_path / "state")
+
+
+@pytest.mark.e2e
+async def test_a_child_without_a_record_that_outlived_its_host_is_gone_before_the_next_serves(
+    short_path: Path, stubborn: Stubborn
+) -> None:
+    async with running(short_path) as rig:
+        await rig.confirmed(1)
+        environment = Path(f"/proc/{await rig.live_pid()}/environ").read_bytes()
+        pairs = (part.decode().partition("=") for part in environment.split(b"\0") if part)
+        left = stubborn.start(**{name: value for name, _, value in pairs})  # a child of a worker, say
+        await rig.kill_host()
+        assert left.poll() is None
+        await rig.start()
+        assert left.wait() == -signal.SIGKILL
+        assert (await clients.infer(rig.address)).release == "filetype/1.1.0"

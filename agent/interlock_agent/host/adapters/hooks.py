@@ -22,6 +22,7 @@ from interlock_agent.host.adapters import triton
 from interlock_agent.host.asking import WORDS_BYTES, Asking, in_thread
 from interlock_agent.host.children import PASSED, PASSED_PREFIXES, how_it_ended
 
+REAP_S = 2.0  # for a killed command to be gone
 SYSTEMCTL = ("systemctl", "--no-ask-password")
 
 
@@ -86,6 +87,7 @@ class OwnersHooks:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what it has left behind, too
+            await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=REAP_S)
         words = said.decode(errors="replace").strip()
         return f"{how_it_ended(process.returncode or 0)}: {words or 'it said nothing'}" if process.returncode else ""
 

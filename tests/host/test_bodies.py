@@ -7,6 +7,7 @@ import gc
 import json
 import mmap
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -59,6 +60,17 @@ def test_what_a_worker_may_still_read_is_not_used_again() -> None:
     assert bodies._free == []
 
 
+def test_there_are_so_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interlock_agent.host.front.bodies.MAX_BYTES", 200_000)
+    pool = Bodies(lambda: 0.0)
+    one = pool.make(150_000)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        pool.make(60_000)
+    assert one.length == 150_000
+    del one
+    assert pool.make(60_000).length == 60_000
+
+
 def test_it_keeps_so_much() -> None:
     bodies = Bodies(lambda: 0.0)
     held = [bodies.make(KEEP_BYTES // 2) for _ in range(3)]
@@ -98,6 +110,22 @@ def test_descriptors_come_beside_the_bytes_or_are_closed() -> None:
             wire.read_with_descriptors(two, 4)
         gc.collect()
         assert len(os.listdir("/proc/self/fd")) == before
+        os.close(held)
+        memory.close()
+
+
+def test_a_descriptor_that_was_lost_is_an_error_and_no_other_memory() -> None:
+    one, two = socket.socketpair()
+    with one, two:
+        held, memory = wire.make_memory(4096)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        socket.send_fds(one, [b"ab"], [held])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                wire.read_with_descriptors(two, 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         os.close(held)
         memory.close()
 

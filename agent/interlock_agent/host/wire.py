@@ -19,6 +19,7 @@ Rules of the file:
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import mmap
@@ -89,15 +90,22 @@ def read_exactly(connection: socket.socket, size: int) -> bytearray:
 
 def read_with_descriptors(connection: socket.socket, size: int) -> tuple[bytearray, list[int]]:
     """That many bytes, and the descriptors that came beside the first of them; they are the caller's. Raises EOFError
-    at the end of the stream."""
-    data, descriptors, _, _ = socket.recv_fds(connection, size, 2)
+    at the end of the stream, OSError when a descriptor was lost."""
+    data, descriptors, flags, _ = socket.recv_fds(connection, size, 2)
     try:
         if not data:
             raise EOFError("end of stream")
+        check_whole(flags)
         return bytearray(data) + read_exactly(connection, size - len(data)), descriptors
     except BaseException:
         close_all(descriptors)
         raise
+
+
+def check_whole(flags: int) -> None:
+    """Of a `recv_fds`. Raises OSError when descriptors did not fit: this process has as many as it may."""
+    if flags & socket.MSG_CTRUNC:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def allow_descriptors(number: int = DESCRIPTORS) -> None:

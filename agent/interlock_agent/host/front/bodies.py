@@ -8,12 +8,14 @@ Rules of the file:
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Callable
 
 from interlock_agent.host.wire import make_memory
 
+MAX_BYTES = 1024 * 1024 * 1024  # of bodies that are being received or answered: sixteen of the largest
 KEEP_S = 5.0  # memory that nobody used
 KEEP_BYTES = 32 * 1024 * 1024
 SMALLEST = 256 * 1024  # rounded up to powers of two, so that they fit the next
@@ -40,6 +42,7 @@ class Body:
         return memoryview(self._memory)[: self.length]
 
     def __del__(self) -> None:
+        self._pool.in_use -= self.length
         if self.lent:
             os.close(self.descriptor)
         else:
@@ -51,10 +54,18 @@ class Bodies:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
+        self.in_use = 0
         self._free: list[tuple[float, int, mmap.mmap]] = []  # since when, descriptor, memory
 
     def make(self, length: int) -> Body:
         """Raises OSError."""
+        if self.in_use + length > MAX_BYTES:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        body = self._made(length)
+        self.in_use += length
+        return body
+
+    def _made(self, length: int) -> Body:
         for place in range(len(self._free) - 1, -1, -1):
             _, descriptor, memory = self._free[place]
             if length <= len(memory) <= max(4 * length, SMALLEST):

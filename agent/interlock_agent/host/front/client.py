@@ -17,11 +17,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from interlock_agent.host.front import peers
+from interlock_agent.host.front.bodies import Body
 from interlock_agent.host.front.http import Malformed, Parser, Request
 from interlock_agent.host.front.memory import Refused
 from interlock_agent.host.front.routes import Sharing
 from interlock_agent.host.front.upstream import Exchange
-from interlock_agent.host.wire import NO_HEADER, NO_USER
+from interlock_agent.host.wire import LARGE_BYTES, NO_HEADER, NO_USER
 
 if TYPE_CHECKING:
     from interlock_agent.host.front.service import Service
@@ -94,6 +95,7 @@ class Client(asyncio.BufferedProtocol):
         """The client has gone."""
         self._transport = None
         self._service.leave(self)
+        self._parser.forget()
         if self._own:
             self._service.unshare(self._who(), self._own)
         if self._exchange:
@@ -153,7 +155,7 @@ class Client(asyncio.BufferedProtocol):
                 self._refuse(malformed)
                 return
             except OSError as failure:
-                self._refuse(Malformed(503, "overloaded", f"no memory for the body: {failure.strerror}"))
+                self._refuse(_no_memory(failure))
                 return
             if request is None:
                 if parser.wants_continue and not self._continued:
@@ -182,8 +184,14 @@ class Client(asyncio.BufferedProtocol):
             self._exchange = Exchange(self, 0, b"", NO_HEADER, b"", now, self._who())
             service.share(self._exchange, routed)
             return
-        user = self._who() if service.memory else NO_USER
-        self._exchange = Exchange(self, routed.op, routed.version, routed.header_length, request.body, now, user)
+        user, body = self._who() if service.memory else NO_USER, request.body
+        if len(body) >= LARGE_BYTES and not isinstance(body, Body):  # its length was not known before
+            try:
+                body = service.bodies.of(body)
+            except OSError as failure:
+                self._refuse(_no_memory(failure))
+                return
+        self._exchange = Exchange(self, routed.op, routed.version, routed.header_length, body, now, user)
         service.router.submit(self._exchange)
 
     def registered(self, name: str, ours: bool) -> None:
@@ -275,6 +283,10 @@ class Client(asyncio.BufferedProtocol):
         self._keep_alive = False
         if self._exchange is None and self._transport and not self._paused_writing:
             self._transport.close()
+
+
+def _no_memory(failure: OSError) -> Malformed:
+    return Malformed(503, "overloaded", f"no memory for the body: {failure.strerror}")
 
 
 def _write(transport: asyncio.Transport, start: bytes, body: Any) -> None:

@@ -94,6 +94,11 @@ class Parser:
         """Where the next bytes of the stream may go instead of into `feed`; then `filled` says how many have."""
         return self._view if self._view and not self._buffer else None
 
+    def forget(self) -> None:
+        """The stream has ended: what was begun needs no memory any more."""
+        self._made, self._view = None, memoryview(b"")
+        self._buffer, self._body = bytearray(), bytearray()
+
     def filled(self, size: int) -> None:
         """So many bytes of the stream are in `space`."""
         self._view, self.wants_continue = self._view[size:], False

@@ -252,7 +252,6 @@ class Service:
             int(order["connections"]),
             self.router,
             Channel(order["path"], self.memory),
-            self.bodies,
         )
         await upstream.connect()
         self._known[upstream.worker] = upstream  # what is registered from now on, it is told too

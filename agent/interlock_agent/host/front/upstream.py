@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from interlock_agent.host.front.bodies import Bodies, Body
+from interlock_agent.host.front.bodies import Body
 from interlock_agent.host.front.sharing import Channel
 from interlock_agent.host.wire import (
     ANSWER,
@@ -25,6 +25,7 @@ from interlock_agent.host.wire import (
     REQUEST,
     TAKES_MEMORY,
     WRITE,
+    check_whole,
     close_all,
     map_memory,
 )
@@ -44,7 +45,7 @@ class Exchange:
     op: int
     version: bytes
     header_length: int  # of the JSON part of the body, NO_HEADER when that is all of it
-    body: Any  # bytes, a bytearray or a Body
+    body: Any  # bytes or a bytearray, a Body from LARGE_BYTES on
     arrived: float  # loop time
     user: int = NO_USER  # who asks, as far as memory is shared
     writes: list[tuple[int, int, memoryview]] = field(default_factory=list)  # of its answer: region, offset, data
@@ -75,7 +76,6 @@ class Upstream:
     connections: int
     listener: Listener
     channel: Channel
-    bodies: Bodies
     idle: list[Connection] = field(default_factory=list)
     busy: dict[Exchange, Connection] = field(default_factory=dict)
     dead: bool = False
@@ -183,9 +183,7 @@ class Connection:
         head = REQUEST.pack(op, exchange.user, len(version), exchange.header_length, size) + version
         parts, descriptors = [head, exchange.body], []
         try:
-            if size >= LARGE_BYTES:
-                if not isinstance(exchange.body, Body):
-                    exchange.body = self._upstream.bodies.of(exchange.body)
+            if isinstance(exchange.body, Body):
                 exchange.body.lent += 1
                 parts, descriptors = [head], [exchange.body.descriptor]
             if socket.send_fds(self._socket, parts, descriptors) != sum(map(len, parts)):
@@ -196,7 +194,8 @@ class Connection:
     def _readable(self) -> None:
         """Collect one whole answer."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, RECEIVE_BYTES, 2)
+            data, descriptors, flags, _ = socket.recv_fds(self._socket, RECEIVE_BYTES, 2)
+            check_whole(flags)
             if descriptors:
                 close_all(descriptors[1:])
                 self._memory = map_memory(descriptors[0])

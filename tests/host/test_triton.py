@@ -230,7 +230,9 @@ async def test_triton_that_is_down_is_waited_for_and_one_that_was_restarted_is_t
     assert "does not answer" in device.status["hook_trouble"]
     assert (device.status["trial"], device.pointing["live"]) == (0, "a"), "nothing was begun"
     device.later(WATCH_S + 1)
-    await until(lambda: "refused" in device.status["hook_trouble"], "it is missed, and told again, in vain")
+    seat = device.engine.seats[UNIT]
+    await until(lambda: seat.hook_again is not None, "it is missed, and told again, in vain")
+    await turn()  # the wait for the next try has begun
     await asyncio.to_thread(server.start)
     assert (await device.infer())[0] in (400, 404), "it starts empty"
     device.later(RETRY_HOOK_S + 1)

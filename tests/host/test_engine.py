@@ -307,3 +307,48 @@ async def test_a_unit_that_cannot_listen_does_not_keep_the_others_from_serving(w
     world.fails = set()
     assert await again.configure("filetype", "127.0.0.1:0", {}) == "127.0.0.1:8500"
     await again.close()
+
+
+async def test_the_order_of_a_gap_and_its_end(world: World) -> None:
+    engine = await make(world)
+    (former,) = engine.seats["filetype"].unit.workers
+    world.trace.clear()
+    loaded = await engine.load(Load("filetype", 2, "/two", "candidate", {}, gap_s=10.0))
+    assert world.trace == ["record", "serve -", f"gone {former}", "open /two"]
+    assert former in world.ended
+    world.trace.clear()
+    world.time += 10.0
+    await turn()
+    assert world.trace == ["serve -", f"gone {loaded.worker}", "open /slots/a", "serve filetype/1.0.0"]
+    assert world.events[-1]["gap_s"] == 10.0
+    with pytest.raises(WorkerError, match="gap_over"):
+        await engine.probe(Probe(loaded.worker, 2, 0, 1))
+    await engine.close()
+
+
+async def test_a_gap_that_the_disk_does_not_let_begin_costs_nothing(world: World) -> None:
+    engine = await make(world)
+    world.fails = {"record"}
+    with pytest.raises(WorkerError, match="io"):
+        await engine.load(Load("filetype", 2, "/two", "candidate", {}, gap_s=10.0))
+    assert world.serving[0] == "filetype/1.0.0"
+    world.fails = set()
+    loaded = await engine.load(Load("filetype", 2, "/two", "candidate", {}, gap_s=10.0))
+    world.slots["b"], world.fails = TWO, {"live"}
+    with pytest.raises(WorkerError, match="io"):  # the trial was recorded: it is over, and the confirmed one is loaded
+        await engine.promote("filetype", 2, loaded.worker, "b", 30.0, 1.0)
+    await turn()
+    assert world.serving[0] == "filetype/1.0.0"
+    assert world.documents["filetype"]["outcome"]["outcome"] == "interrupted"
+    await engine.close()
+
+
+async def test_a_revert_without_a_standby_is_answered_when_the_confirmed_release_serves(world: World) -> None:
+    engine = await make(world)
+    loaded = await engine.load(Load("filetype", 2, "/two", "candidate", {}, gap_s=10.0))
+    world.slots["b"] = TWO
+    world.time += 3.0
+    assert (await engine.promote("filetype", 2, loaded.worker, "b", 30.0, 1.0)).gap_s == 3.0
+    reverted = await engine.revert("filetype", 2, "p95")
+    assert reverted.release == "filetype/1.0.0"
+    await engine.close()

@@ -43,8 +43,8 @@ class Load:
     `nice` (int: as in `Probe`, from the start on),
     `metrics` (list of str: plug-in metrics that the owner allows), `hook` (of `Configure` alone: how an application
     that reads `live` is told, `{"command" | "systemd" and "action" | "http" | "triton", "timeout_s"}`), `spare` (of
-    `Configure` alone: `always` keeps a second worker of what is confirmed), `access` (of `Configure` alone: who may ask,
-    the owner's section of that name without what is not set).
+    `Configure` alone: `always` keeps a second worker of what is confirmed), `access` (of `Configure` alone: who may
+    ask; the owner's section of that name, without what is not set).
 
     `gap_s` above 0: both do not fit beside each other. When the candidate is verified and only has to be opened, what
     serves is ended (requests inside it end within `drain_max_s`). Nothing serves until this worker is promoted, for so

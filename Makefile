@@ -83,7 +83,7 @@ tree: $(READY)
 closure-check: $(READY)
 	@$(BIN)/python packaging/closure/lock.py --check
 
-bench: $(READY)  ## measurements, as JSON under bench-results/ and a table (NAME=fetch runs one)
+bench: $(READY)  ## measurements, as JSON under bench-results/ and a table (NAME=fetch or health runs one)
 	@$(BIN)/python -m tests.bench $(NAME) $(ARGS)
 
 bench-gate: $(READY)  ## how often the gate is right and how much it is felt: an hour, goes on where it was cut off

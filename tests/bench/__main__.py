@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import fetch, result
+from tests.bench import fetch, health, result
 from tests.bench.result import Figure
 
 FOLDER = Path(".bench")
 
-BENCHES: dict[str, Callable[[Path, float], list[Figure]]] = {"fetch": fetch.run}
+BENCHES: dict[str, Callable[[Path, float], list[Figure]]] = {"fetch": fetch.run, "health": health.run}
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ import numpy as np
 from interlock_agent.host.worker.inference import Backend
 from interlock_agent.host.worker.tensors import to_bytes
 
-PER_S = 20.0  # answers that are looked at
-SHARE = 0.01  # of the time of the thread that looks
+PER_S = 10.0  # answers that are looked at
+SHARE = 0.002  # of the time that passes: of a worker that is busy for a fifth of it, one percent
 INPUT_BYTES = 65_536  # of each input: two that differ later only are taken for the same, which accuses nobody
 
 

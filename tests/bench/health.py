@@ -1,6 +1,6 @@
 """What looking at answers costs: requests as a worker answers them, from bytes to bytes, by one that looks for constant
 and out-of-range answers and by one that does not; in turn, block by block, each as fast as it answers. Light: 4 floats
-as JSON. Large: 150,000 floats (600 kB) as a binary tensor. The model does next to nothing. What is compared is processor
+as JSON. Large: 150,000 floats (600 kB) as a binary tensor. The model does next to nothing. Compared is processor
 time. And what it costs a front to know how long applications wait.
 """
 

@@ -21,7 +21,7 @@ WATCH_S = 1.0  # between two looks
 Device = Annotated[str, typer.Argument(metavar="ID", help="The device.")]
 Label = Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="A label; repeatable.")]
 
-FACTS = ("offered", "installed", "confirmed", "running", "phase", "reason")
+FACTS = ("offered", "installed", "confirmed", "running", "phase", "reason", "alarm")
 
 
 def _units(device: Mapping[str, Any]) -> list[list[Any]]:
@@ -77,7 +77,9 @@ def device_list(
             for one in found["devices"]
             for unit in (_units(one) or [[None] * (len(FACTS) + 1)])
         ]
-        output.show_table(("device", "link", "labels", "model", *FACTS), rows, "there are no devices yet", ("reason",))
+        output.show_table(
+            ("device", "link", "labels", "model", *FACTS), rows, "there are no devices yet", ("reason", "alarm")
+        )
 
     output.show(document, as_json, words)
 
@@ -95,7 +97,7 @@ def _device(found: Mapping[str, Any]) -> None:
         }
     )
     output.say("")
-    output.show_table(("model", *FACTS), _units(found), "no model yet", ("reason",))
+    output.show_table(("model", *FACTS), _units(found), "no model yet", ("reason", "alarm"))
     output.say("")
     columns = ("rollout", "unit", "version", "state", "reason")
     rows = [

@@ -33,6 +33,8 @@ endif
 KEEP ?=
 NAME ?=
 ARGS ?=
+# Most tests wait for processes, more than they compute.
+JOBS ?= 2
 export KEEP
 
 .PHONY: help venv demo test check bench bench-gate bench-host soak deb lock closure pages clean distclean fmt lint types tree closure-check
@@ -59,12 +61,12 @@ $(READY): pyproject.toml shared/pyproject.toml agent/pyproject.toml server/pypro
 demo: $(READY)  ## the main job on real models, start to end (KEEP=1 leaves it running)
 	@$(BIN)/python -m tests.demo $(ARGS)
 
-test: $(READY)  ## all tests (ARGS="-k gate" chooses)
+test: $(READY)  ## all tests, two files at a time (JOBS=1: one); ARGS="-k gate" chooses
 	@# One test wants a real Mosquitto, and says so aloud where there is none; root may have it installed.
 	@if [ "$$(id -u)" = 0 ] && ! command -v mosquitto >/dev/null && command -v apt-get >/dev/null; then \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mosquitto >/dev/null 2>&1 || \
 		echo "mosquitto could not be installed: its test is skipped" >&2; fi
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n $(JOBS) --dist loadscope)
 
 check: lint types tree closure-check  ## linters, types on both Pythons, tree, documents, closures
 

@@ -200,7 +200,7 @@ GOLDEN = [
     ({"labels": np.zeros((8,), np.float32)}, "golden.labels", "whole numbers"),
     ({"labels": np.full((8,), 3)}, "golden.labels", "3 classes"),
     ({"labels": np.full((8,), -1)}, "golden.labels", "run from -1"),
-    ({"x": np.array([object()] * 8)}, "golden.file", "Python objects"),
+    ({"x": np.array([frozenset()] * 8)}, "golden.file", "Python objects"),
     (
         {"x": np.zeros((0, 4), np.float32), "y": np.zeros((0, 3), np.float32), "labels": np.zeros(0, int)},
         "golden.file",

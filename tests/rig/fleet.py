@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 END_S = 5.0  # for a process that was asked to end, when nobody looks at how
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 BIN = Path(sys.executable).parent
 
 

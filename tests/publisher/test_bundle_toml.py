@@ -37,7 +37,7 @@ BAD = [
     (GOOD.replace("model.onnx", "/etc/passwd"), 6, "variants.0.file", "pattern"),
     (GOOD.replace("model.onnx", "manifest.json"), 6, "variants.0.file", "reserved"),
     (GOOD.replace("model.onnx", ".hidden"), 6, "variants.0.file", "pattern"),
-    (GOOD + 'runtime = "tensorrt"\n', 7, "variants.0.runtime", "onnxruntime"),
+    (GOOD + 'runtime = "caffe"\n', 7, "variants.0.runtime", "onnxruntime"),
     (GOOD + "colour = 1\n", 7, "variants.0.colour", "no such field"),
     (GOOD + "reference = false\n", 7, "variants.0.reference", "exactly one"),
     (GOOD + "[gates]\naccuracy_min = 1.5\n", 8, "gates.accuracy_min", "less than or equal"),

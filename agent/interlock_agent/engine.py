@@ -20,7 +20,7 @@ from interlock_agent.config import Config
 from interlock_agent.core import wishes
 from interlock_agent.core.records import Attempt, Transition, UnitRecord, Wish
 from interlock_agent.core.reports import reports
-from interlock_agent.core.states import RESTING, ROWS, Effect, Event, Phase, resume
+from interlock_agent.core.states import RESTING, ROWS, SERVING_TRIAL, Effect, Event, Phase, resume
 from interlock_agent.core.times import rfc3339
 from interlock_agent.host import messages
 from interlock_agent.ports import Ports, Source, Stored
@@ -34,6 +34,7 @@ log = logging.getLogger("interlock.engine")
 LATER_S = 10.0  # about so long until a step that could not be done is tried again
 AGAIN_S = 1.0  # until a step that no row waits for is done again
 JOURNAL_AGAIN_S = 1.0  # until a transition that the disk refused is written again
+_TRIALS = frozenset(phase.value for phase in SERVING_TRIAL)
 TIDYING = (Effect.RETIRE, Effect.DROP)  # what they leave behind is found again by the next attempt, or by a start
 
 
@@ -335,6 +336,8 @@ class Engine:
                 detail={key: value for key, value in happened.data.items() if key != "envelope"},
             )
         )
+        if before.phase in _TRIALS and row.next not in (*SERVING_TRIAL, Phase.CONFIRMED):
+            self.shared.words.pop(before.unit, None)  # what was said was said of what has just been taken back
         return row.effects
 
     def _next(self, before: UnitRecord, happened: Happened, phase: Phase, wish: Wish | None) -> UnitRecord:

@@ -147,6 +147,18 @@ def test_a_trial_waits_for_every_required_probe(results: dict[str, Reading], out
     assert early.outcome == (trial.UNHEALTHY if check else trial.WATCHING), "a failure is not waited for"
 
 
+@pytest.mark.parametrize(
+    ("results", "outcome"),
+    [("gb", trial.WATCHING), ("gbb", trial.WATCHING), ("gbbb", trial.UNHEALTHY), ("gbg", trial.HEALTHY),
+     ("gbu", trial.HEALTHY)],
+)  # fmt: skip
+def test_a_trial_is_not_confirmed_on_a_bad_result(results: str, outcome: str) -> None:
+    board = Board([Probe("app", "exec", 1.0, 1.0, 3)], now=0.0)
+    for letter in results:
+        board.take("app", LETTERS[letter], 0.0, 0.0)
+    assert trial.judge(Health(min_seconds=1.0, min_requests=0), trial.Seen(2.0, 0, 0, 0), board).outcome == outcome
+
+
 # --- readings ---------------------------------------------------------------------------------------------------------
 
 

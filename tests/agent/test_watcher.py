@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -10,7 +11,8 @@ from typing import Any, cast
 import pytest
 
 from interlock_agent.config import Config, Unit
-from interlock_agent.core.probes import FAIL, FAILING, PASSING, PENDING, UNAVAILABLE, Probe, of_check
+from interlock_agent.core.probes import FAILING, PASSING, PENDING, UNAVAILABLE, Probe, of_check
+from interlock_agent.core.readings import Word
 from interlock_agent.host import messages
 from interlock_agent.ports import Ports, Stored
 from interlock_agent.steps.base import Shared
@@ -215,14 +217,102 @@ async def test_nonsense_is_asked_of_the_worker(bench: Bench) -> None:
     assert await bench.look(watcher) == {"constant_output": UNAVAILABLE, "out_of_range_y": FAILING}
 
 
-async def test_owners_probes_need_no_host(bench: Bench) -> None:
+OWNERS = Probe("http_b", "http", 1.0, 1.0, settings={"target": "http://b/"})
+WORD = Probe("application", "application", 0.1, 1.0, settings={"must_speak": False})
+ON_ITS_WAY = {"live": "", "live_worker": "", "workers": []}
+
+
+@pytest.mark.parametrize(
+    "nobody",
+    [
+        None,  # the host is away: stopped, or started again
+        status(**ON_ITS_WAY),  # it has just been started, and loads what is confirmed
+        status(**ON_ITS_WAY, gap={"last_s": 0.0, "left_s": 5.0, "generation": 8}),  # an announced gap
+    ],
+)
+async def test_a_confirmed_release_is_not_to_blame_while_nobody_serves(
+    bench: Bench, nobody: dict[str, Any] | None
+) -> None:
+    watcher = bench.watch(check("worker_alive", failure_threshold=1), OWNERS, WORD)
+    await bench.look(watcher)
+    bench.probes.wrong["http://b/"] = "HTTP 503"  # an application that has no model
+    before, bench.host.status = bench.host.status, nobody
+    if nobody is not None:
+        watcher._shared.words["detector"] = Word(healthy=False, message="no answers")
+    for _ in range(4):
+        assert FAILING not in (await bench.look(watcher)).values()
+    bench.host.status, bench.probes.wrong = before, {}
+    assert FAILING not in (await bench.look(watcher)).values(), "what was said meanwhile was said of no release"
+    bench.probes.wrong["http://b/"] = "HTTP 503"
+    assert (await bench.look(watcher))["http_b"] == FAILING, "it serves, and is judged"
+
+
+@pytest.mark.parametrize("more", [{"crashes": 1}, {"trouble": "load_failed: no kernel"}])
+async def test_one_that_crashed_or_does_not_load_is_to_blame(bench: Bench, more: dict[str, Any]) -> None:
+    watcher = bench.watch(check("worker_alive", failure_threshold=1), WORD)
+    await bench.look(watcher)
+    bench.host.status = status(**ON_ITS_WAY, **more)
+    watcher._shared.words["detector"] = Word(healthy=False, message="no answers")
+    assert await bench.look(watcher) == {"worker_alive": FAILING, "application": FAILING}
+
+
+async def test_an_agent_that_was_stopped_does_not_take_its_own_silence_for_the_models(bench: Bench) -> None:
+    bench.host.status = status(trial=7)
+    slow = check("golden", period_s=0.1, timeout_s=0.1)
+    watcher = bench.watch(slow, manifest=GOLDEN, generation=7)
+    await bench.look(watcher)
+    bench.clock.time += 3600.0  # suspended, with the question on its way
+    await asyncio.wait(list(watcher._asking.values()), timeout=30)
+    assert watcher.board.standings["golden"].outcome == PENDING
+    await bench.look(watcher)
+    assert "golden" in watcher._asking, "it is asked again"
+
+
+async def test_a_worker_too_busy_to_tell_of_its_answers_has_not_answered_nonsense(bench: Bench) -> None:
+    bench.host.status = status(trial=7)
+    watcher = bench.watch(check("constant_output", timeout_s=0.1), generation=7)
+    await bench.look(watcher)
+    await asyncio.wait(list(watcher._asking.values()), timeout=30)
+    assert watcher.board.standings["constant_output"].outcome == UNAVAILABLE
+
+
+async def test_a_probe_that_cannot_be_asked_says_so(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    async def full(url: str) -> str:
+        raise OSError(24, "Too many open files")
+
+    bench.probes.http = full  # type: ignore[method-assign]
+    watcher = bench.watch(OWNERS)
+    assert (await bench.look(watcher))["http_b"] == UNAVAILABLE
+    assert "Too many open files" in watcher.board.message("http_b")
+    assert "not asked: http_b" in caplog.text
+
+
+async def test_a_probe_that_does_not_end_holds_nobody_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interlock_agent.steps.probing.CLOSE_S", 0.1)
+    over = asyncio.Event()
+
+    async def stuck(url: str) -> str:
+        while not over.is_set():  # a process in the kernel's hands
+            with contextlib.suppress(asyncio.CancelledError):
+                await over.wait()
+        return ""
+
+    bench.probes.http = stuck  # type: ignore[method-assign]
+    watcher = bench.watch(OWNERS)
+    await bench.look(watcher)
+    async with asyncio.timeout(30):
+        await watcher.close()
+    over.set()
+
+
+async def test_owners_probes_need_no_host_in_a_trial(bench: Bench) -> None:
     bench.host.status = None
     probes = [
         Probe("exec_a", "exec", 1.0, 1.0, settings={"target": ["/bin/a", "-x"]}),
         Probe("http_b", "http", 1.0, 1.0, settings={"target": "http://b/"}),
         Probe("systemd_c", "systemd", 1.0, 1.0, settings={"target": "c.service"}),
     ]
-    watcher = bench.watch(*probes, check("ready"))
+    watcher = bench.watch(*probes, check("ready"), generation=7)
     bench.probes.wrong["http://b/"] = "HTTP 503"
     found = await bench.look(watcher)
     assert found == {"exec_a": PASSING, "http_b": FAILING, "systemd_c": PASSING, "ready": PENDING}
@@ -246,4 +336,7 @@ async def test_memory_and_gpu_faults_are_looked_at_from_the_beginning_of_the_wat
     assert rows["memory_growth"]["figure"] == pytest.approx(6000.0)
     assert rows["gpu_faults"]["failures"] == 1
     assert {row["outcome"] for row in seen["checks"]} == {FAILING}
-    assert FAIL != FAILING
+    assert (await bench.look(watcher, 3599.0))["gpu_faults"] == FAILING
+    assert (await bench.look(watcher))["gpu_faults"] == PASSING, "an alarm over one fault ends an hour later"
+    bench.hardware.faults = 7
+    assert (await bench.look(watcher))["gpu_faults"] == FAILING

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from interlock_agent.core.readings import Word
 from tests.fakes.loop import EPOCH
 from tests.simulation.machine import Machine
 from tests.simulation.releases import UNIT
@@ -128,6 +129,25 @@ async def late_alarm(machine: Machine) -> None:
     await roll_out(machine, "4.0.0")
     await until(machine, lambda: confirmed(machine) == "4.1.0", 30.0, 0.3)
     await until(machine, lambda: bool(machine.journal.meta.get("alarms")), 40.0, 0.3)
+
+
+async def taken_at_its_word(machine: Machine) -> None:
+    """The application finds fault with what is on trial; what comes back is not what it spoke of."""
+    await first_install(machine)
+    machine.server.want("1.1.0")
+    await until(machine, lambda: phase(machine) == "trial")
+    if machine.agent is not None and machine.agent.alive:
+        machine.agent.engine.shared.words[UNIT] = Word(healthy=False, message="no detections")
+    await machine.settled()
+    await asyncio.sleep(5.0)
+
+
+async def late_alone(machine: Machine) -> None:
+    """A confirmed release turns bad where two do not fit: the one before is loaded in a gap."""
+    await first_install(machine)
+    await configured(machine, policy="memory")
+    await roll_out(machine, "4.0.0")
+    await until(machine, lambda: confirmed(machine) == "1.0.0", 30.0, 0.3)
 
 
 async def configured(machine: Machine, **settings: str) -> None:

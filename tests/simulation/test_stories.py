@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation.machine import run
 from tests.simulation.releases import UNIT
-from tests.simulation.scenarios import SCENARIOS, late_alarm, late_without_fallback
+from tests.simulation.scenarios import SCENARIOS, late_alarm, late_alone, late_without_fallback, taken_at_its_word
 
 pytestmark = pytest.mark.simulation
 
@@ -34,13 +34,16 @@ ENDS = {
     "spared": ("confirmed", "1.1.0", INSTALLED),
     "host_killer": ("failed", "1.0.0", ["accepted", "staged", *["waiting", "accepted", "staged"] * 3, "failed"]),
     "late_without_fallback": ("failed", "4.0.0", [*INSTALLED, "unhealthy", "failed", "unhealthy"]),
+    "taken_at_its_word": ("reverted", "1.0.0", [*INSTALLED[:4], "reverted"]),
+    "late_alone": ("confirmed", "1.0.0", [*ALONE, "unhealthy", "switched", "reverted"]),
     "sideload": ("confirmed", "1.0.0", []),
     "late_orders": ("confirmed", "1.1.0", INSTALLED),
 }
 
 
 # Told once: what is its own in them is little, and every point of it would take long.
-STORIES = SCENARIOS | {"late_alarm": late_alarm, "late_without_fallback": late_without_fallback}
+ONCE = (late_alarm, late_alone, late_without_fallback, taken_at_its_word)
+STORIES = SCENARIOS | {story.__name__: story for story in ONCE}
 
 
 @pytest.mark.parametrize("name", STORIES)

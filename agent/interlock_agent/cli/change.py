@@ -75,7 +75,7 @@ def health(
     """The application's word about the release that serves: `bad` takes it back, in its trial and after it.
 
     A trial waits for `ok` where the owner has set `health.application = "required"`. The word holds until the next one,
-    the next switch, or the end of the agent.
+    until another release serves, or nothing does, and until the agent ends. Heard from root and the agent's user.
 
     Example: interlock-agent health detector bad --message "no detections for 60 s"
     """

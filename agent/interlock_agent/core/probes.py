@@ -5,7 +5,8 @@ Pure, in the manner of Kubernetes: a result and a time in, a standing out.
 - A probe is due first after its delay, then every period, counted from when it was asked.
 - It fails after `failure_threshold` results in a row that are bad, and is well (again) after `success_threshold` good
   ones. What could not be read is neither: it is told as `unavailable`, and never counts as well.
-- A trial is not confirmed while a required probe is `pending`, nor while one is `failing`.
+- A trial is not confirmed while a required probe is `pending` or `failing`, nor while its last result is bad: the next
+  ones say which it is.
 """
 
 from __future__ import annotations
@@ -131,8 +132,10 @@ class Board:
         return next(iter(self._required(FAILING)), "")
 
     def pending(self) -> list[str]:
-        """Required probes that have not said yet how it is."""
-        return self._required(PENDING)
+        """Required probes that have not said yet how it is, or whose last result was bad, though not often enough."""
+        doubted = [n for n, one in self.standings.items() if one.last is not None and one.last.outcome == FAIL]
+        doubted = [n for n in doubted if self.probes[n].required and self.standings[n].outcome != FAILING]
+        return [*self._required(PENDING), *(n for n in doubted if self.standings[n].outcome != PENDING)]
 
     def message(self, name: str) -> str:
         """What its last result says."""

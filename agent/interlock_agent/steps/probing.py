@@ -4,26 +4,34 @@
   asked in tasks of their own, each bounded by its timeout: nothing here keeps a lease from being renewed.
 - What nobody answered for want of a host is no result: it is asked again.
 - In a trial, counters are looked at as a whole; after it, since the last look that told something.
+- After a trial nothing is judged while nothing serves by no fault of the release: the host is away, makes room for a
+  candidate, or has just been started and loads it. An application that has no model then is not the model's fault.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from interlock_agent.config import Unit
 from interlock_agent.core.gate.right import parity
-from interlock_agent.core.probes import FAIL, PASS, UNAVAILABLE, Board, Probe, Reading
+from interlock_agent.core.probes import APPLICATION, FAIL, PASS, UNAVAILABLE, Board, Probe, Reading
 from interlock_agent.core.readings import READERS, Memory, Sight
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Shared
 from interlock_shared.errors import InterlockError, Refused, Unreachable
 from interlock_shared.manifest import Manifest
 
+log = logging.getLogger("interlock.probing")
+
 HOST_S = 5.0  # for the host's answer to a look
 HANGS_S = 60.0  # a worker that does not answer a few golden items in that time is ended by the host
+HELD_UP_S = 3.0  # so much after its time a probe is ended only where the agent itself was stopped, or starved
+CLOSE_S = 5.0  # for what is being asked to end; a process in the kernel's hands may never
+FAULTS_S = 3600.0  # after a trial, faults of a GPU are those of the last hour: an alarm ends some day
 MEMORY_KEPT = 64
 WORKERS_FAULT = ("worker_died", "worker_hung", "inference_failed", "out_of_memory")
 BY_COUNTERS = frozenset(READERS) - {"application", "gpu_faults"}  # they need the host
@@ -61,16 +69,17 @@ class Watcher:
         self._first: dict[str, Any] = {}
         self._crashes = -1
         self._memory: list[Memory] = []
-        self._faults = self._hardware.gpu_faults()
+        self._faults: list[tuple[float, int]] = []  # each count of the driver's, and when it was first seen
+        self._faulted(self._clock.monotonic())
 
     async def look(self) -> None:
         """Ask what is due. What is to be read is read at once; the rest comes when it comes."""
         due = [probe for probe in self.board.due(self._clock.monotonic()) if probe.name not in self._asking]
         if not due:
             return
-        seen = await self._look_at_host() if any(probe.kind in NEEDS_HOST for probe in due) else False
+        seen = await self._look_at_host() if any(map(self._needs_host, due)) else False
         for probe in due:
-            if probe.kind in NEEDS_HOST and not seen:
+            if self._needs_host(probe) and not seen:
                 continue
             asked = self._clock.monotonic()
             if probe.kind not in ASKERS:
@@ -78,12 +87,20 @@ class Watcher:
             else:
                 self._asking[probe.name] = asyncio.ensure_future(self._ask(probe, asked))
 
+    def _needs_host(self, probe: Probe) -> bool:
+        """Whether its result says something only while the host tells that the release serves."""
+        if probe.kind in NEEDS_HOST or self.watched.generation:
+            return probe.kind in NEEDS_HOST
+        word = self._shared.words.get(self.watched.unit)
+        return probe.kind != APPLICATION or (word is not None and not word.healthy)
+
     async def close(self) -> None:
         """End what is being asked."""
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        if asking:
+            await asyncio.wait(asking, timeout=CLOSE_S)
 
     def rows(self) -> list[dict[str, Any]]:
         """Every probe with its last result."""
@@ -118,7 +135,9 @@ class Watcher:
             return False
         room_made = "left_s" in (status.get("gap") or {})  # on purpose, for a candidate: nobody's fault
         if room_made or status.get("live") not in ("", self.watched.release):
-            return False
+            return self._not_its_fault(room_made)
+        if self._loads(status):
+            return self._not_its_fault(True)
         self.status = status
         counters, live = dict(status.get("counters") or {}), str(status.get("live_worker", ""))
         if live != self._live:
@@ -128,9 +147,31 @@ class Watcher:
         self._crashes = int(status.get("crashes", 0)) if self._crashes < 0 else self._crashes
         return True
 
+    def _loads(self, status: dict[str, Any]) -> bool:
+        """After a trial: it is being loaded, and not because it has crashed."""
+        if self.watched.generation or status.get("live_worker") or status.get("trouble"):
+            return False
+        return self._crashes < 0 or int(status.get("crashes", 0)) <= self._crashes
+
+    def _not_its_fault(self, nobody_serves: bool) -> bool:
+        """It is not looked at. What the application says while nothing serves is said of no release."""
+        if nobody_serves and not self.watched.generation:
+            self._shared.words.pop(self.watched.unit, None)
+        return False
+
+    def _faulted(self, now: float) -> int | None:
+        """Faults of the GPU in a trial, or in the last hour after it; None where the device does not tell."""
+        count, marks = self._hardware.gpu_faults(), self._faults
+        if count is None:
+            return None
+        if not marks or marks[-1][1] != count:
+            marks.append((now, count))
+        while not self.watched.generation and len(marks) > 1 and marks[1][0] <= now - FAULTS_S:
+            del marks[0]
+        return count - marks[0][1]
+
     def _read(self, probe: Probe, asked: float) -> None:
-        counters = dict(self.status.get("counters") or {})
-        crashes, faults = int(self.status.get("crashes", 0)), self._hardware.gpu_faults()
+        counters, crashes = dict(self.status.get("counters") or {}), int(self.status.get("crashes", 0))
         if probe.kind == "memory_growth":
             self._sample(asked, counters)
         sight = Sight(
@@ -142,7 +183,7 @@ class Watcher:
             crashes_before=max(self._crashes, 0),
             memory=self._memory,
             incumbent=self.watched.felt,
-            gpu_faults=None if faults is None else faults - (self._faults or 0),
+            gpu_faults=self._faulted(asked) if probe.kind == "gpu_faults" else None,
             word=self._shared.words.get(self.watched.unit),
         )
         reading = READERS[probe.kind](probe, sight)
@@ -172,11 +213,17 @@ class Watcher:
         try:
             reading = await asyncio.wait_for(ASKERS[probe.kind](self, probe), probe.timeout_s)
         except asyncio.TimeoutError:
-            reading = Reading(FAIL, message=f"no answer within {probe.timeout_s:g} s")
+            held_up = self._clock.monotonic() - asked > probe.timeout_s + HELD_UP_S
+            # A worker that is too busy to tell of its answers has not answered nonsense.
+            outcome = UNAVAILABLE if probe.kind in READERS else FAIL
+            reading = None if held_up else Reading(outcome, message=f"no answer within {probe.timeout_s:g} s")
         except Unreachable:
             reading = None
         except InterlockError as refused:
             reading = Reading(UNAVAILABLE, message=refused.message)
+        except Exception as fault:  # no descriptors left, a fault of ours: told, and never silence
+            log.exception("not asked: %s", probe.name, extra={"unit": self.watched.unit})
+            reading = Reading(UNAVAILABLE, message=f"it could not be asked: {fault!r}"[:500])
         finally:
             self._asking.pop(probe.name, None)
         if reading is not None:

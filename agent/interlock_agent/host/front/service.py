@@ -62,6 +62,7 @@ class Service:
         self.bodies = Bodies(self.now)
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._known: dict[str, Upstream] = {}
+        self._leaving: list[Upstream] = []  # once for each switch that waits for the requests inside
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._writer: asyncio.StreamWriter
@@ -225,6 +226,7 @@ class Service:
         swap_ms = (self.now() - began) * 1000
         self._send({"re": number, "switched": {"swap_ms": swap_ms}})
         if draining.inside and before:
+            self._leaving.append(before)
             task = self._loop.create_task(self._drain(number, before, draining, drain_s, swap_ms))
             task.add_done_callback(lambda done: done.exception())
         else:
@@ -235,6 +237,7 @@ class Service:
         count, cut = len(draining.inside), 0
         if not await self.router.drained(draining, seconds):
             cut = self.router.take_back(former, list(draining.inside))
+        self._leaving.remove(former)
         self._forget()
         self._send({"re": number, "drained": {"drained": count - cut, "cut": cut, "swap_ms": swap_ms}})
 
@@ -263,7 +266,7 @@ class Service:
     def _forget(self) -> None:
         """Close what is neither live nor standby, unless it is still draining."""
         for worker, upstream in list(self._known.items()):
-            if upstream not in (self.router.live, self.router.standby):
+            if upstream not in (self.router.live, self.router.standby, *self._leaving):
                 upstream.close()
                 del self._known[worker]
 

@@ -165,6 +165,10 @@ class FakeFronts:
     async def limit(self, unit: str, access: dict[str, Any]) -> None:
         """Nobody asks."""
 
+    async def move(self, unit: str, listen: str, access: dict[str, Any]) -> str:
+        """Listen elsewhere."""
+        return listen
+
     async def open(self, unit: str, listen: str, access: dict[str, Any]) -> str:
         """Listen."""
         await self.point("open front")

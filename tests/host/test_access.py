@@ -101,6 +101,25 @@ async def test_an_address_of_other_machines_is_refused_by_the_host_too(rig: Rig)
 
 
 @module_loop
+async def test_an_address_that_is_taken_back_is_listened_on_no_longer(rig: Rig, tmp_path: Path) -> None:
+    ours = Authority(tmp_path, "moving")
+    access = {"certificate": str(ours.issue("localhost")), "client_ca": str(ours.file)}
+    wide = await unit(rig, "moving", "0.0.0.0:0", **access)
+    with pytest.raises(OrderError, match="open to other machines"):
+        await unit(rig, "moving", "0.0.0.0:0")
+    port = wide.rpartition(":")[2]
+    narrow = await unit(rig, "moving", f"127.0.0.1:{port}")
+    assert (narrow, await status(narrow)) == (f"127.0.0.1:{port}", 200), "the same port, and only here"
+    with pytest.raises(OrderError, match="No such file"):
+        await unit(rig, "moving", f"unix:{tmp_path}/there-is-none/x.sock")
+    assert await status(narrow) == 200, "as it was"
+    moved = await unit(rig, "moving", f"unix:{rig.folder}/moved.sock")
+    assert await status(moved) == 200
+    with pytest.raises(ConnectionRefusedError):
+        await status(narrow)
+
+
+@module_loop
 async def test_users_and_groups_of_this_machine(rig: Rig) -> None:
     me, other = os.getuid(), os.getuid() + 1
     assert await status(await unit(rig, "mine", users=[me])) == 200

@@ -106,6 +106,10 @@ class World:
     def said(self, worker: str) -> list[str]:
         return []
 
+    async def move(self, unit: str, listen: str, access: dict[str, Any]) -> str:
+        self.trace.append(f"move {listen}")
+        return listen
+
     async def limit(self, unit: str, access: dict[str, Any]) -> None:
         self.trace.append(f"limit {access}")
 
@@ -280,6 +284,36 @@ async def test_the_timer_ends_a_lapsed_trial(world: World) -> None:
     assert world.serving[0] == "filetype/1.0.0"
     assert [e["reason"] for e in world.events if e["event"] == "outcome"] == ["lease_lapsed"]
     await engine.close()
+
+
+async def test_settings_that_the_disk_refused_are_written_later(world: World) -> None:
+    engine = await make(world)
+    world.fails = {"record"}
+    with pytest.raises(OSError, match="no space"):
+        await engine.configure("filetype", "127.0.0.1:0", {"access": {"users": ["camera"]}})
+    world.fails = set()
+    await turn()
+    world.time += 2.0
+    await turn()
+    assert world.documents["filetype"]["options"] == {"access": {"users": ["camera"]}}, "or a restart would forget them"
+    await engine.close()
+
+
+@pytest.mark.parametrize(("known", "listen", "opened"), [
+    ("127.0.0.1:41234", "127.0.0.1:0", "127.0.0.1:41234"),
+    ("0.0.0.0:41234", "127.0.0.1:0", "127.0.0.1:8500"),
+    ("unix:/run/x.sock", "127.0.0.1:0", "127.0.0.1:8500"),
+])  # fmt: skip
+async def test_a_port_that_was_chosen_is_kept_on_its_own_address_alone(
+    world: World, known: str, listen: str, opened: str
+) -> None:
+    engine = await make(world)
+    await engine.close()
+    world.documents["filetype"] |= {"listen": listen, "address": known}
+    again = Engine(world, world, world, world, world, "x", world)
+    await again.start()
+    assert again.seats["filetype"].address == opened
+    await again.close()
 
 
 async def test_a_confirmed_release_that_does_not_load_is_tried_again_later(world: World) -> None:

@@ -90,9 +90,15 @@ class Engine:
                 seat = await self._open(name, listen, options, await self._read(name))
             if (seat.listen, seat.options) != (listen, options):
                 async with seat.lock:
-                    await self._fronts.limit(name, options.get("access") or {})
+                    access = options.get("access") or {}
+                    if seat.listen != listen:
+                        seat.address = await self._fronts.move(name, listen, access)
+                    await self._fronts.limit(name, access)
                     seat.listen, seat.options = listen, options
-                    await self._store.write(name, seat.document())
+                    failure = await self._effects.do(seat, states.Record(must=False))
+                seat.wake.set()
+                if failure:
+                    raise failure
                 await self._event(seat, seat.configured)
                 self._following.catch_up(seat)
             return seat.address
@@ -105,11 +111,12 @@ class Engine:
         unit, effects = core.resume(name, document, (confirmed, release), live, floor, self._clock.utc())
         access = options.get("access") or {}
         # A port of 0 is chosen once and stays, as long as nobody else has taken it.
-        known = (document or {}).get("address") or ""
+        known = str((document or {}).get("address") or "")
+        chosen = listen.endswith(":0") and known.rpartition(":")[0] == listen.rpartition(":")[0]
         try:
-            address = await self._fronts.open(name, known if known and listen.endswith(":0") else listen, access)
+            address = await self._fronts.open(name, known if chosen else listen, access)
         except OSError:
-            if not known or not listen.endswith(":0"):
+            if not chosen:
                 raise
             address = await self._fronts.open(name, listen, access)
         seat = Seat(unit, listen, address, options, hooked=str((document or {}).get("hooked") or ""))

@@ -30,9 +30,7 @@ class Listeners:
 
     def open(self, unit: str, listen: str, access: Mapping[str, Any]) -> tuple[socket.socket, str]:
         """The socket, and the address that clients use. Raises OSError, ValueError."""
-        wrong = unprotected(listen, access)
-        if wrong:
-            raise ValueError(wrong)
+        check(listen, access)
         kept = self._kept.take(unit, listen)
         if kept is not None:
             limit_file(kept, access)
@@ -40,6 +38,23 @@ class Listeners:
         listener, address = open_listener(listen, access)
         self._kept.keep(unit, listener)
         return listener, address
+
+    def close(self, unit: str, listener: socket.socket) -> None:
+        """Nobody listens on it any more, nor will after a restart; one that is closed already is no error."""
+        if listener.fileno() < 0:
+            return
+        self._kept.drop(unit, listener)
+        if listener.family == socket.AF_UNIX:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(listener.getsockname())
+        listener.close()
+
+
+def check(listen: str, access: Mapping[str, Any]) -> None:
+    """Raises ValueError for an address of other machines that anybody could ask."""
+    wrong = unprotected(listen, access)
+    if wrong:
+        raise ValueError(wrong)
 
 
 def limit_file(listener: socket.socket, access: Mapping[str, Any]) -> None:

@@ -103,6 +103,11 @@ class Kept:
         if name:
             notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
+    def drop(self, unit: str, listener: socket.socket) -> None:
+        """The manager keeps it no longer."""
+        with contextlib.suppress(FileNotFoundError):  # its file is gone: under that name it will not be taken again
+            self._remove(_name(unit, listener))
+
     @staticmethod
     def keep(unit: str, listener: socket.socket) -> None:
         """Ask the manager to keep it. It knows one that it has already."""

@@ -112,6 +112,9 @@ class Fronts(Protocol):
     async def limit(self, unit: str, access: dict[str, Any]) -> None:
         """Who may ask has changed. Raises OSError, ValueError."""
 
+    async def move(self, unit: str, listen: str, access: dict[str, Any]) -> str:
+        """Listen on another address, as `open`. Raises OSError, ValueError; then it is as it was."""
+
     async def serve(
         self,
         unit: str,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock_agent.host.children import Child, child_environment
-from interlock_agent.host.listeners import Listeners, limit_file
+from interlock_agent.host.listeners import Listeners, check, limit_file
 from interlock_agent.host.messages import Promoted, from_fields
 from interlock_agent.host.ports import Upstream
 
@@ -36,6 +36,7 @@ class Front:
 
     unit: str
     listener: socket.socket
+    address: str
     limits: dict[str, Any]
     access: dict[str, Any]
     child: Child | None = None
@@ -44,6 +45,7 @@ class Front:
     waiting: dict[tuple[int, str], asyncio.Future[Any]] = field(default_factory=dict)
     number: int = 0
     up: asyncio.Event = field(default_factory=asyncio.Event)
+    may_start: asyncio.Event = field(default_factory=asyncio.Event)  # not while it moves to another address
 
 
 class ProcessFronts:
@@ -69,7 +71,8 @@ class ProcessFronts:
         """Listen, start the front. Raises OSError, ValueError."""
         loop = asyncio.get_running_loop()
         listener, address = await loop.run_in_executor(None, lambda: self._listeners.open(unit, listen, access))
-        front = Front(unit, listener, self._limits, access)
+        front = Front(unit, listener, address, self._limits, access)
+        front.may_start.set()
         self._fronts[unit] = front
         task = loop.create_task(self._keep(front))
         self._tasks.add(task)
@@ -81,15 +84,44 @@ class ProcessFronts:
         front = self._fronts[unit]
         if front.access == access:
             return
+        check(front.address, access)
         await asyncio.get_running_loop().run_in_executor(None, limit_file, front.listener, access)
         front.access = access
         if front.child is not None:
             front.child.end()
 
+    async def move(self, unit: str, listen: str, access: dict[str, Any]) -> str:
+        """Listen on another address, which the former one may be in the way of; the address. Open connections end. Raises
+        OSError, ValueError; then it is as it was."""
+        front, loop = self._fronts[unit], asyncio.get_running_loop()
+        check(listen, access)
+        if front.may_start.is_set():
+            await front.up.wait()
+        front.may_start.clear()
+        if front.child is not None:
+            front.child.end()
+            await asyncio.shield(front.child.ended)
+
+        def reopen(listen: str, access: dict[str, Any]) -> tuple[socket.socket, str]:
+            self._listeners.close(unit, front.listener)
+            return self._listeners.open(unit, listen, access)
+
+        try:
+            front.listener, front.address = await loop.run_in_executor(None, reopen, listen, access)
+            front.access = access
+        except (OSError, ValueError):
+            front.listener, front.address = await loop.run_in_executor(None, reopen, front.address, front.access)
+            raise
+        finally:
+            if front.listener.fileno() >= 0:
+                front.may_start.set()
+        return front.address
+
     async def _keep(self, front: Front) -> None:
         """A front process, always."""
         command = [sys.executable, "-m", "interlock_agent.host.front", "{control}", "{parent}"]
         while True:
+            await front.may_start.wait()
             try:
                 child = await Child.start(
                     [*command, str(front.listener.fileno())],

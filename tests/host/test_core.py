@@ -211,6 +211,25 @@ def test_crashes_back_off_and_a_healthy_while_forgets_them() -> None:
     assert (state.crashes, state.retry_at) == (1, 0)
 
 
+@pytest.mark.parametrize("phase", [*Phase])
+@pytest.mark.parametrize("spare", [False, True])
+def test_a_start_that_is_due_is_made_or_forgotten_and_made_once(phase: Phase, spare: bool) -> None:
+    before = replace(unit(phase), spare=spare, retry_at=5.0)
+    after, effects = go(before, s.Tick(), now=6.0)
+    assert after.retry_at == 0, "or the timer would spin"
+    needed = phase is Phase.STARTING or (phase is Phase.SERVING and spare)
+    assert kinds(effects) == (["StartWorker"] if needed else [])
+
+
+def test_a_spare_that_is_given_up_in_a_trial_is_not_waited_for_after_it() -> None:
+    trial = replace(unit(Phase.TRIAL), spare=True, retry_at=20.0)  # it crashed, before the trial
+    trial, _ = go(trial, s.Configured(spare=False))
+    after, _ = go(trial, s.Revert(2, "asked"))
+    assert (after.phase, after.live) == (Phase.SERVING, "w1")
+    after, effects = go(after, s.Tick(), now=21.0)
+    assert (core.wake_at(after), effects) == (None, ())
+
+
 @pytest.mark.parametrize(
     ("order", "code"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -76,6 +77,12 @@ def test_the_mark_is_the_folder_whatever_its_path(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("state")
     assert leftovers.mark_of(tmp_path / "link") == leftovers.mark_of(tmp_path / "state")
     assert leftovers.mark_of(tmp_path) != leftovers.mark_of(tmp_path / "state")
+
+
+async def test_a_child_that_cannot_be_recorded_is_a_child_all_the_same(tmp_path: Path) -> None:
+    child = await children.Child.start([sys.executable, "-c", STUBBORN], tmp_path / "there-is-none", dict(os.environ))
+    child.kill()
+    assert await asyncio.wait_for(child.ended, 30) == "SIGKILL", "it is known, and not one more that nobody ends"
 
 
 @pytest.mark.e2e

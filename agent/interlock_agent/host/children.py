@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from interlock_agent.host.wire import LENGTH, MAX_DOCUMENT_BYTES, decode, encode
+
+log = logging.getLogger("interlock.host")
 
 STDERR_LINES = 50  # kept of each child
 STDERR_LINE_BYTES = 64 * 1024
@@ -104,10 +107,18 @@ class Child:
         finally:
             theirs.close()
         record, started = folder / str(process.pid), start_time(process.pid)
-        child = cls(process, record)
-        child.reader, child._writer = await asyncio.open_unix_connection(sock=ours, limit=2**20)
+        try:
+            child = cls(process, record)
+            child.reader, child._writer = await asyncio.open_unix_connection(sock=ours, limit=2**20)
+        except BaseException:  # no descriptors, say
+            process.kill()
+            ours.close()
+            raise
         child._tasks = (loop.create_task(child._listen(on_line)), loop.create_task(child._reap()))
-        await loop.run_in_executor(None, lambda: record.write_text(started, encoding="utf-8"))
+        try:
+            await loop.run_in_executor(None, lambda: record.write_text(started, encoding="utf-8"))
+        except OSError as failure:  # no room in `run_dir`: to serve is worth more, and the mark is found too
+            log.warning("pid=%d is not recorded: %s", process.pid, failure)
         return child
 
     async def _listen(self, on_line: Callable[[str], None]) -> None:
@@ -131,7 +142,8 @@ class Child:
         await asyncio.wait({self._tasks[0]}, timeout=LAST_WORDS_S)
         self._tasks[0].cancel()
         self._writer.close()
-        await asyncio.get_running_loop().run_in_executor(None, lambda: self._record.unlink(missing_ok=True))
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().run_in_executor(None, lambda: self._record.unlink(missing_ok=True))
         if not self.ended.done():
             self.ended.set_result(how_it_ended(code))
 

@@ -190,8 +190,11 @@ def died(unit: Unit, event: s.Died, now: float, at: float) -> Step:
 
 def tick(unit: Unit, event: s.Tick, now: float, at: float) -> Step:
     """Start the confirmed release again when its time has come (lapsed leases are `first`'s)."""
-    due = unit.retry_at and now >= unit.retry_at
-    if due and (unit.phase in (Phase.STARTING, Phase.TRIAL) or own.wants_spare(unit)):
+    if not unit.retry_at or now < unit.retry_at:
+        return unit, ()
+    unit = replace(unit, retry_at=0.0)  # also where nothing is wanted any more: the timer would never rest
+    wanted = unit.phase is Phase.TRIAL or own.wants_spare(unit)
+    if unit.phase is Phase.STARTING or (wanted and not unit.standby):
         return own.start(unit)
     return unit, ()
 

@@ -26,7 +26,7 @@ from interlock_agent.host.engine import Engine
 from interlock_agent.host.following import RETRY_HOOK_S
 from interlock_agent.host.messages import Load
 from interlock_agent.host.ports import WorkerError
-from tests.host.test_engine import ONE, TWO, World, turn
+from tests.host.world import ONE, TWO, World, turn
 
 HOOK = {"hook": {"command": ["/usr/bin/tell"], "timeout_s": 5.0}}
 

@@ -21,7 +21,7 @@ from interlock_agent.host.ports import WorkerError
 from interlock_agent.host.states import Release
 from tests.host import models
 from tests.host.rig import UNIT, running, until
-from tests.host.test_engine import World, turn
+from tests.host.world import World, turn
 from tests.rig.triton import TritonServer
 
 pytestmark = [pytest.mark.e2e]

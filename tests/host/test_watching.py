@@ -8,8 +8,8 @@ from interlock_agent.host import states
 from interlock_agent.host.engine import Engine
 from interlock_agent.host.following import WATCH_S
 from interlock_agent.host.ports import WorkerError
-from tests.host.test_engine import World, turn
 from tests.host.test_hooks import promoted, started
+from tests.host.world import World, turn
 
 TRITON = {"hook": {"triton": {"url": "http://127.0.0.1:8000"}, "timeout_s": 5.0}}
 

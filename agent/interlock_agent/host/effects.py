@@ -21,6 +21,7 @@ from interlock_agent.host.states import Effect
 
 log = logging.getLogger("interlock.host")
 
+GONE_S = 10.0  # for a worker that was killed; one that hangs in a driver must not keep the next from serving
 LOST_MAX = 64  # ended workers of which is remembered why
 
 
@@ -111,12 +112,16 @@ class Effects:
         await self._workers.end(worker)
 
     async def gone(self, seat: Seat) -> None:
-        """Wait until every worker that was to end has ended: only then is its memory free."""
+        """Wait until every worker that was to end has ended: only then is its memory free. Bounded for each."""
         while seat.leaving:
             worker, ending = next(iter(seat.leaving.items()))
             if ending is not None:
                 await asyncio.wait({ending})
-            await self._workers.gone(worker)
+            gone = asyncio.ensure_future(self._workers.gone(worker))
+            await asyncio.wait({gone}, timeout=GONE_S)
+            if not gone.done():
+                gone.cancel()
+                log.error("unit=%s worker=%s was killed and does not end; not waited for", seat.unit.name, worker)
             seat.leaving.pop(worker, None)
 
     async def _push(self, seat: Seat, effect: Any) -> None:

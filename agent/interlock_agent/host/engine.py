@@ -199,9 +199,11 @@ class Engine:
             return
         folder = self._store.slot_folder(seat.unit.name, slot)
         await self._effects.gone(seat)
+        if worker not in seat.unit.workers:  # ended meanwhile: what makes room for another is not loaded
+            return
         try:
             loaded = await self._workers.start(worker, seat.unit.name, folder, known.generation, seat.options)
-        except Refused as failed:
+        except (Refused, OSError, ValueError) as failed:
             seat.trouble = str(failed)
             log.error("unit=%s worker=%s does not load: %s", seat.unit.name, worker, failed)
             await self._event(seat, states.Died(worker, str(failed)))
@@ -242,9 +244,9 @@ class Engine:
         try:
             alone = room if order.gap_s > 0 else None
             loaded = await self._workers.start(worker, unit, folder, generation, options, alone)
-        except Refused as failed:
+        except (Refused, OSError, ValueError) as failed:
             await self._event(seat, states.Died(worker, str(failed)))
-            raise self._better(worker, failed) from None
+            raise self._better(worker, failed) if isinstance(failed, Refused) else failed from None
         await self._event(seat, states.Ready(worker, loaded.start_s or loaded.load_s))
         if worker not in seat.unit.workers:
             raise self._better(worker, Refused("unknown_worker", f"{worker} was superseded while it loaded"))

@@ -91,7 +91,7 @@ class ProcessFronts:
             front.child.end()
 
     async def move(self, unit: str, listen: str, access: dict[str, Any]) -> str:
-        """Listen on another address, which the former one may be in the way of; the address. Open connections end. Raises
+        """Listen on another address, with which the former one may collide; the address. Open connections end. Raises
         OSError, ValueError; then it is as it was."""
         front, loop = self._fronts[unit], asyncio.get_running_loop()
         check(listen, access)

@@ -128,6 +128,7 @@ class ProcessWorkers:
         self._children.pop(worker, None)
         self._asking.pop(worker, None)
         self._takes.pop(worker, None)
+        self._why.pop(worker, None)
         self._nice.pop(worker, None)
         self._unwanted.discard(worker)
         with contextlib.suppress(OSError):
@@ -148,11 +149,11 @@ class ProcessWorkers:
     async def _watch(self, worker: str, child: Child) -> None:
         unwanted = worker in self._unwanted
         code, words = await self._how(worker, child)
-        unwanted = unwanted or worker in self._unwanted
+        unwanted, why = unwanted or worker in self._unwanted, self._why.get(worker)
         await self._forget(worker, child)
         if not unwanted:
             words = words if code == "worker_died" else f"{code}: {words}"
-            await self._died(worker, self._why.pop(worker, words))
+            await self._died(worker, why or words)
 
     async def _answer(self, worker: str, child: Child, timeout_s: float) -> dict[str, Any]:
         try:

@@ -42,6 +42,7 @@ from interlock_shared.errors import Conflict, InterlockError
 
 log = logging.getLogger("interlock.agent")
 
+JUDGE_CHANGED_S = 900.0  # between two looks for what was put off when the device had changed
 FLOOR_EVERY_S = 3600.0  # how often the time floor follows the clock
 
 
@@ -86,10 +87,10 @@ class Agent:
         await self.engine.start()
         if self.link is not None:
             await self.link.resume()
-        await self._check_fingerprint()
         await self.control.start()
         self._spawn(self.guard.run())
         self._spawn(self._keep_floor())
+        self._spawn(self._judge_changed())
         self._spawn(self._feed_watchdog())
         notify("READY=1")
         log.info("ready: %s", self.identity.device)
@@ -135,10 +136,14 @@ class Agent:
         except InterlockError as error:
             log.warning("host: %s", error.message)
 
-    async def _check_fingerprint(self) -> None:
-        for unit, record in list(self.engine.stored.units.items()):
-            if record.fingerprint and record.fingerprint != self.engine.shared.fingerprint_sha256:
-                await self.engine.changed_fingerprint(unit)
+    async def _judge_changed(self) -> None:
+        """On a device that has changed, what is confirmed is judged again, when it may be."""
+        while True:
+            try:
+                await self.engine.judge_changed()
+            except InterlockError as error:
+                log.warning("not judged again: %s", error.message)
+            await self.clock.sleep(JUDGE_CHANGED_S)
 
     async def _keep_floor(self) -> None:
         while True:

@@ -171,11 +171,16 @@ class Engine:
                     woken.append(unit)
         return woken
 
-    async def changed_fingerprint(self, unit: str) -> None:
-        """The device is another one than the confirmed release was judged on."""
-        async with self._lock(unit):
-            if (Phase(self.record(unit).phase), Event.CHANGED) in ROWS:
-                await self._order(unit, Event.CHANGED, reason="fingerprint")
+    async def judge_changed(self) -> None:
+        """Judge again what was confirmed under another fingerprint than the device has now; what was put off (a window)
+        when this is called again, what nothing could be said of when the agent starts again. Raises Later."""
+        now = self.shared.fingerprint_sha256
+        for unit, record in list(self.stored.units.items()):
+            if not record.fingerprint or record.fingerprint == now or unit in self.shared.judged_again:
+                continue
+            async with self._lock(unit):
+                if (Phase(self.record(unit).phase), Event.CHANGED) in ROWS:
+                    await self._order(unit, Event.CHANGED, reason="fingerprint")
 
     # --- the host -----------------------------------------------------------------------------------------------
 
@@ -338,6 +343,8 @@ class Engine:
         )
         if before.phase in _TRIALS and row.next not in (*SERVING_TRIAL, Phase.CONFIRMED):
             self.shared.words.pop(before.unit, None)  # what was said was said of what has just been taken back
+        if before.phase == Phase.REGATING.value and happened.event is not Event.LATER:
+            self.shared.judged_again.add(before.unit)
         return row.effects
 
     def _next(self, before: UnitRecord, happened: Happened, phase: Phase, wish: Wish | None) -> UnitRecord:
@@ -358,6 +365,9 @@ class Engine:
             after = replace(after, previous=None)  # the spare slot holds the candidate now
         if phase is Phase.CONFIRMED and happened.event is Event.YES:
             after = wishes.confirmed(after, self.shared.fingerprint_sha256)
+            self.shared.judged_again.discard(after.unit)
+        if before.phase == Phase.REGATING.value and happened.event in (Event.ACCEPT, Event.REJECT):
+            after = replace(after, fingerprint=self.shared.fingerprint_sha256)  # judged, and told: once is enough
         if phase in RESTING:
             after = wishes.ended(after)
         return after

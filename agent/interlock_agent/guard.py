@@ -31,7 +31,18 @@ from interlock_shared.manifest import Manifest
 log = logging.getLogger("interlock.guard")
 
 TICK_S = 1.0  # between two looks at what is due
+AGAIN_S = 60.0  # after a way back that led nowhere, the next one; twice as long each time
+AGAIN_MAX_S = 3600.0
 WATCHES = frozenset(phase.value for phase in (*RESTING, *BEFORE_SWITCH, Phase.INTERRUPTED))
+
+
+@dataclass
+class Tried:
+    """A way back from a release that did not end in the one before. `next`: seconds of the clock that only goes on."""
+
+    confirmed: Installed
+    next: float
+    wait_s: float = AGAIN_S
 
 
 @dataclass
@@ -48,6 +59,7 @@ class Guard:
     def __init__(self, engine: Engine, ports: Ports, config: Config) -> None:
         self._engine, self._ports, self._config = engine, ports, config
         self._watches: dict[str, Watch] = {}
+        self._tried: dict[str, Tried] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -99,10 +111,11 @@ class Guard:
 
     async def _bad(self, record: UnitRecord, watch: Watch, check: str) -> None:
         seen = {"check": check, "message": watch.watcher.board.message(check), **watch.watcher.seen()}
-        why = self._stays(record, check)
+        why = self._stays(record)
         if not why:
             try:
                 await self._engine.turned_bad(record.unit, check, seen)
+                self._goes_back(record.unit, watch.confirmed)
                 return
             except Busy:
                 return  # it is just being switched: what comes is watched in its trial
@@ -110,7 +123,13 @@ class Guard:
                 why = "no_fallback"
         await self._alarm(record, watch.confirmed, seen, why)
 
-    def _stays(self, record: UnitRecord, check: str) -> str:
+    def _goes_back(self, unit: str, confirmed: Installed) -> None:
+        now, tried = self._ports.clock.monotonic(), self._tried.get(unit)
+        again = tried is not None and tried.confirmed == confirmed
+        wait_s = min(2 * tried.wait_s, AGAIN_MAX_S) if tried is not None and again else AGAIN_S
+        self._tried[unit] = Tried(confirmed, now + wait_s, wait_s)
+
+    def _stays(self, record: UnitRecord) -> str:
         """Why the device does not go back by itself; "" when it does."""
         if self._config.unit(record.unit).health.late_revert == "alarm":
             return "policy"
@@ -121,7 +140,11 @@ class Guard:
         shared = self._engine.shared
         around = shared.surroundings(record, None)
         found = quarantine.find(self._engine.stored.quarantine, record.previous.payload_sha256, around)
-        return "fallback_quarantined" if found is not None else ""
+        if found is not None:
+            return "fallback_quarantined"
+        tried = self._tried.get(record.unit)
+        waits = tried is not None and tried.confirmed == record.confirmed
+        return "tried_in_vain" if tried and waits and self._ports.clock.monotonic() < tried.next else ""
 
     async def _alarm(self, record: UnitRecord, confirmed: Installed, seen: dict[str, Any], why: str) -> None:
         alarms = dict(self._engine.stored.meta.get("alarms") or {})

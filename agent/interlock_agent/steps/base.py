@@ -48,6 +48,7 @@ class Shared:
     manifests: dict[str, Manifest] = field(default_factory=dict)  # by unit: of the attempt in flight
     gaps: dict[str, Plan] = field(default_factory=dict)  # by unit: what was told of the attempt in flight
     cramped: set[str] = field(default_factory=set)  # payloads that were refused memory beside what serves
+    judged_again: set[str] = field(default_factory=set)  # units, since the device changed
     on_progress: Callable[[str], None] = lambda unit: None
     words: dict[str, Word] = field(default_factory=dict)  # by unit: what the application says of what serves
     checks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by unit: of what serves, in words
@@ -94,7 +95,8 @@ class Shared:
             late = happened.event is Event.TURNED_BAD
             why = happened.reason if late else "rolled_back"
             key = quarantine.key(why, left.payload_sha256, around, in_trial=late)
-            return (Quarantined(key, left.payload_sha256, why, left.version, at),)
+            known = any(one.key == key for one in self.stored.quarantine)  # it was to be left before, and could not
+            return () if known else (Quarantined(key, left.payload_sha256, why, left.version, at),)
         attempt = after.attempt
         if attempt is None or not attempt.payload_sha256:
             return ()

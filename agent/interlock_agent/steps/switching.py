@@ -24,6 +24,8 @@ from interlock_shared.manifest import Manifest, Variant
 
 HOST_AWAY_S = 1.0  # how long one look for the host's return lasts
 GOLDEN_S = 300.0  # for the golden items of a release that is to come back
+# Refusals that say nothing about the release that is to come back: it stays the one to go back to.
+NOT_ITS_FAULT = frozenset("io hook_away stale_generation gap_over unknown_worker bad_request protocol".split())
 
 
 async def persistently(step: Step, order: Any) -> dict[str, Any]:
@@ -215,14 +217,16 @@ async def plan_of(step: Step, manifest: Manifest, variants: Sequence[Variant], *
 
 
 async def restore(step: Step) -> Happened:
-    """Load the previous confirmed release from the spare slot, to be promoted."""
+    """Load the previous confirmed release from the spare slot, to be promoted; alone, where it is refused memory beside
+    what serves and the owner's policy allows it."""
     slot = step.attempt.slot
     seal = await step.ports.slots.seal_of(step.name, slot)
     if seal is None or seal.get("manifest_sha256") != step.attempt.wish.manifest_sha256:
         raise Never(f"{step.name}: the spare slot no longer holds {step.attempt.wish.version}", code="rollback_lost")
     manifest = manifests.parse(await step.ports.slots.manifest_of(step.name, slot))
     variants = [one for one in manifest.variants if one.name == seal.get("variant", manifest.reference.name)]
-    gap = await plan_of(step, manifest, variants)
+    payload, cramped = step.attempt.payload_sha256, step.shared.cramped
+    gap = await plan_of(step, manifest, variants, cramped=payload in cramped)
     step.tell(doing="restore", gap=gap.document())
     order = messages.Load(
         unit=step.name,
@@ -239,6 +243,11 @@ async def restore(step: Step) -> Happened:
         if step.attempt.wish.origin == "late":
             await _must_be_right(step, worker)
     except Refused as error:
+        if error.code == "out_of_memory" and payload not in cramped:
+            cramped.add(payload)
+            return await restore(step)
+        if error.code in NOT_ITS_FAULT:
+            return Happened(Event.LATER, reason=error.code, data=error.document())
         raise Never(error.message, code=error.code) from None
     except Later:
         return Happened(Event.LATER, reason="unreachable")

@@ -127,6 +127,7 @@ async def test_users_and_groups_of_this_machine(rig: Rig) -> None:
     assert await status(others) == 403
     assert await status(others, request("/v2/health/live", method="GET")) == 200, "probes"
     assert await status(others, request("/v2/health/ready", method="GET")) == 503, "open, and nothing is loaded"
+    assert await status(others, request("/v2/health/live", b"x" * 1000, method="GET")) == 403, "probes have no body"
     assert await status(await unit(rig, "group", groups=[os.getgid()], users=[other])) == 200
     assert await status(await unit(rig, "wrong", groups=[os.getgid() + 54321])) == 403
     assert await status(await unit(rig, "port", "127.0.0.1:0", users=[me])) == 200, "the kernel's table tells"

@@ -103,6 +103,7 @@ def test_descriptors_come_beside_the_bytes_or_are_closed() -> None:
         data, (got,) = wire.read_with_descriptors(two, 4)
         assert bytes(data) == b"abcd"
         assert isinstance(wire.map_memory(got), mmap.mmap)
+        gc.collect()  # what other tests have left
         before = len(os.listdir("/proc/self/fd"))
         socket.send_fds(one, [b"ab"], [held])
         one.shutdown(socket.SHUT_WR)

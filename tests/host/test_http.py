@@ -156,6 +156,9 @@ class Made:
     def __bytes__(self) -> bytes:
         return bytes(self.data)
 
+    def __len__(self) -> int:
+        return len(self.data)
+
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=30))
@@ -189,3 +192,22 @@ def test_what_cannot_be_made_is_told() -> None:
     parser.feed(head("POST /a HTTP/1.1", "Host: x", "Content-Length: 100000"))
     with pytest.raises(OSError, match="Cannot allocate"):
         parser.next()
+
+
+def test_what_comes_in_chunks_counts_as_what_has_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "LARGE_BYTES", 1000)
+    counted: list[int] = []
+
+    def make(length: int) -> Any:
+        counted.append(length)
+        if length > 20_000:
+            raise OSError(12, "Cannot allocate memory")
+        return Made(length)
+
+    parser = Parser(1 << 20, make)
+    parser.feed(head("POST /a HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+    with pytest.raises(OSError, match="Cannot allocate"):  # noqa: PT012 - one of them
+        for _ in range(1000):
+            parser.feed(b"64\r\n" + b"x" * 100 + b"\r\n")
+            assert parser.next() is None
+    assert counted == [2000, 4200, 8600, 17400, 35000], "before it is taken"

@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import socket
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from interlock_agent.host.front import memory
+from interlock_agent.host.adapters import fronts
+from interlock_agent.host.front import memory, sharing
 from interlock_agent.host.front.memory import Memory, Refused
 from interlock_agent.host.front.sharing import Channel
 from interlock_agent.host.wire import NO_USER
@@ -226,3 +228,20 @@ async def test_a_worker_that_does_not_answer_keeps_nobody_waiting_when_it_is_giv
         assert channel._socket is not None
         assert channel._socket.fileno() == -1
         await channel.sync()  # nothing is told any more
+
+
+async def test_what_its_owner_has_given_up_ends_also_where_a_worker_has_left(shared: Path, short_path: Path) -> None:
+    serving = Serving(Model("m", "1", Nothing(), frozenset()), "")
+    await asyncio.to_thread(serving.listen, f"{short_path}/w.sock")
+    regions = Memory()
+    channel = Channel(f"{short_path}/w.sock", regions)
+    regions.register(ME, "a", shared.name, 0, 16)
+    held = weakref.ref(next(iter(regions)))
+    await channel.sync()
+    channel.close()
+    regions.unregister(ME, "a")
+    assert held() is None, "its descriptor is closed, and its memory is free"
+
+
+def test_a_front_that_waits_for_its_workers_is_not_replaced() -> None:
+    assert fronts.SWITCH_S > 2 * sharing.ANSWER_S, "a live one and a standby, one after the other"

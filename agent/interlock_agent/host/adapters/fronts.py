@@ -26,7 +26,7 @@ from interlock_agent.host.ports import Upstream
 log = logging.getLogger("interlock.host")
 
 SETTLE_S = 1.0  # for a front to say that it has said everything
-SWITCH_S = 5.0  # for a front to take an order; one that does not is replaced
+SWITCH_S = 25.0  # for a front to take an order: it gives up two workers that hang before; one that does not is replaced
 RESTART_PAUSE_S = 0.05  # a front that cannot start is not started in a tight loop
 
 

@@ -2,7 +2,7 @@
 
 Rules of the file:
 - What is set must hold, all of it. What cannot be read lets nobody in.
-- `/v2/health/*` is open to whoever can connect: probes have no token.
+- `/v2/health/*` is open to whoever can connect: probes have no token. They have no body either.
 - A token is compared by its SHA-256, with every digest of the file, in constant time; the file is the host's alone.
 - Files are looked at again when they change: a renewed certificate needs no restart. One that is half replaced changes
   nothing: the former stays until both halves fit.
@@ -136,7 +136,7 @@ class Access:
 
     def admit(self, transport: Any, request: Request) -> None:
         """Before a request's body is taken. Raises Malformed 401, 403 or 503."""
-        if request.method == b"GET" and request.target.split(b"?", 1)[0] in HEALTH:
+        if request.method == b"GET" and request.target.split(b"?", 1)[0] in HEALTH and not _has_body(request):
             return
         if self.trouble:
             raise Malformed(503, "access_unknown", "the owner's settings of access cannot be read")
@@ -164,6 +164,10 @@ class Access:
             good |= hmac.compare_digest(known, digest)
         if not good:
             raise Malformed(401, "invalid_token", "no such token, or no longer")
+
+
+def _has_body(request: Request) -> bool:
+    return request.headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in request.headers
 
 
 _FILES = ("tokens", "certificate", "key", "client_ca")

@@ -32,6 +32,7 @@ BODY_TIMEOUT_S = 30.0  # without a byte of a body that is awaited
 LINGER_S = 2.0  # an answer before the end of the request: the rest is read and dropped, so that it can be received
 READ_TIMEOUT_S = 60.0  # for a client to read an answer
 JOINED_BYTES = 16 * 1024  # an answer that is copied behind its headers: one call instead of two
+MAX_UNREAD_BYTES = 1024 * 1024 * 1024  # of answers that clients do not read, in all
 PIPELINED_BYTES = 256 * 1024  # read ahead while a request is being answered
 
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
@@ -60,6 +61,7 @@ class Client(asyncio.BufferedProtocol):
         "_request_old",
         "_service",
         "_transport",
+        "_unread",
         "_user",
     )
 
@@ -79,6 +81,7 @@ class Client(asyncio.BufferedProtocol):
         self._progress = 0.0  # loop time of the last byte
         self._user: int | None = None  # whose process it is, once that was asked
         self._own: list[str] = []  # regions that end with this connection
+        self._unread = 0  # bytes of an answer that were copied for it to read
         self._deaf = False  # what still comes is dropped
         self._deadline = 0.0  # loop time at which the connection is cut, 0: it is not
 
@@ -95,6 +98,7 @@ class Client(asyncio.BufferedProtocol):
         """The client has gone."""
         self._transport = None
         self._service.leave(self)
+        self._was_read()
         self._parser.forget()
         if self._own:
             self._service.unshare(self._who(), self._own)
@@ -141,7 +145,12 @@ class Client(asyncio.BufferedProtocol):
         """It does again."""
         self._paused_writing = False
         self._deadline = 0.0
+        self._was_read()
         self._go_on()
+
+    def _was_read(self) -> None:
+        self._service.unread -= self._unread
+        self._unread = 0
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -241,7 +250,15 @@ class Client(asyncio.BufferedProtocol):
         if len(body) <= JOINED_BYTES:
             transport.write(b"%b%b" % (start, body))
         else:
-            _write(transport, start, body)
+            rest = _write(transport, start, body)
+            if len(rest) > MAX_UNREAD_BYTES - self._service.unread:
+                self._deaf = True
+                transport.abort()
+                return
+            transport.write(rest)
+            if self._paused_writing:
+                self._unread = len(rest)
+                self._service.unread += len(rest)
         if not self._keep_alive:
             self._deaf = True
             self._deadline = self._service.now() + READ_TIMEOUT_S
@@ -289,8 +306,8 @@ def _no_memory(failure: OSError) -> Malformed:
     return Malformed(503, "overloaded", f"no memory for the body: {failure.strerror}")
 
 
-def _write(transport: asyncio.Transport, start: bytes, body: Any) -> None:
-    """What the socket takes goes at once, from where it lies; the rest is copied: the body's memory is used again."""
+def _write(transport: asyncio.Transport, start: bytes, body: Any) -> bytes:
+    """What the socket takes goes at once, from where it lies; the rest, a copy: the body's memory is used again."""
     sent = 0
     if not transport.get_write_buffer_size() and transport.get_extra_info("sslcontext") is None:
         with contextlib.suppress(OSError):  # it takes nothing now; or is broken, as the transport will find out
@@ -298,5 +315,4 @@ def _write(transport: asyncio.Transport, start: bytes, body: Any) -> None:
     if sent < len(start):
         transport.write(start[sent:])
         sent = len(start)
-    if sent < len(start) + len(body):
-        transport.write(bytes(body[sent - len(start) :]))
+    return bytes(body[sent - len(start) :])

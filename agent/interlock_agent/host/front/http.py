@@ -5,7 +5,8 @@ Rules of the file:
 - What is ambiguous is refused (both lengths, two lengths, a folded header, a bare line feed, a space before the
   colon): a message that two parties read differently is how requests are smuggled.
 - A large body of known length has memory made for it at once, into which the stream can be read directly (`space`).
-- Every size has a limit, and is checked before memory is spent.
+- Every size has a limit, and is checked before memory is spent. A large body that comes in chunks counts as one of
+  known length does.
 - After `Malformed` the stream cannot be trusted: answer, close.
 """
 
@@ -60,6 +61,7 @@ class Parser:
     ) -> None:
         self._max_body, self._make, self._admit = max_body, make, admit
         self._made: Any = None
+        self._room: Any = None  # memory for a chunked body, whose length nobody knows: counted, not used
         self._view = memoryview(b"")  # what is still to be filled of it
         self._buffer = bytearray()
         self._request: Request | None = None  # its head is complete, its body is not
@@ -96,7 +98,7 @@ class Parser:
 
     def forget(self) -> None:
         """The stream has ended: what was begun needs no memory any more."""
-        self._made, self._view = None, memoryview(b"")
+        self._made, self._view, self._room = None, memoryview(b""), None
         self._buffer, self._body = bytearray(), bytearray()
 
     def filled(self, size: int) -> None:
@@ -113,7 +115,7 @@ class Parser:
                 request, self._request = self._request, None
                 assert request is not None
                 request.body, self._body = self._body if self._made is None else self._made, bytearray()
-                self._made = None
+                self._made = self._room = None
                 self._state, self._trailers, self.wants_continue = self._head, 0, False
                 return request
 
@@ -222,9 +224,15 @@ class Parser:
         if match is None:
             raise Malformed(400, "bad_framing", "a chunk does not begin with its size")
         self._left = int(match[1], 16)
-        self._limit(len(self._body) + self._left)
+        self._grow(len(self._body) + self._left)
         self._state = self._chunk_data if self._left else self._trailer
         return False
+
+    def _grow(self, size: int) -> None:
+        self._limit(size)
+        if self._make is not None and size >= max(LARGE_BYTES, 0 if self._room is None else len(self._room) + 1):
+            self._room = None
+            self._room = self._make(min(2 * size, self._max_body))
 
     def _chunk_data(self) -> bool | None:
         if not self._take():

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from interlock_agent import __version__
 from interlock_agent.host.front import routes
 from interlock_agent.host.front.bodies import Bodies
-from interlock_agent.host.front.client import Client
+from interlock_agent.host.front.client import HEAD_TIMEOUT_S, Client
 from interlock_agent.host.front.http import Request
 from interlock_agent.host.front.memory import Memory, Refused
 from interlock_agent.host.front.router import ANSWER_S, NO_WORKER_S, Draining, Router
@@ -60,6 +60,7 @@ class Service:
         self.stopping = False
         self.memory = Memory()
         self.bodies = Bodies(self.now)
+        self.unread = 0  # bytes of answers that clients have not read yet
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._known: dict[str, Upstream] = {}
         self._leaving: list[Upstream] = []  # once for each switch that waits for the requests inside
@@ -109,7 +110,11 @@ class Service:
             except (OSError, ValueError):  # no certificate: told by `load`; clients wait in the kernel's queue
                 await asyncio.sleep(ACCESS_EVERY_S)
         self._server = await self._loop.create_server(
-            lambda: Client(self), sock=self._listener, backlog=BACKLOG, ssl=tls
+            lambda: Client(self),
+            sock=self._listener,
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=HEAD_TIMEOUT_S if tls else None,
         )
         while self.access is not None:
             await asyncio.sleep(ACCESS_EVERY_S)

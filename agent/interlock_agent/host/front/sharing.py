@@ -16,7 +16,7 @@ import socket
 from interlock_agent.host.front.memory import Memory, Region
 from interlock_agent.host.wire import ANSWER, NO_HEADER, OP_DROP, OP_HOLD, REGION, REQUEST
 
-ANSWER_S = 10.0  # a worker's thread does nothing else; one that takes longer hangs
+ANSWER_S = 10.0  # for all of it: a worker's thread does nothing else; one that takes longer hangs
 
 
 class Channel:
@@ -33,7 +33,7 @@ class Channel:
         """Until the worker knows what is registered, no more and no less. Raises OSError."""
         async with self._lock:
             try:
-                await self._sync()
+                await asyncio.wait_for(self._sync(), ANSWER_S)
             finally:
                 if self._closed:
                     self._end()
@@ -47,7 +47,7 @@ class Channel:
                 return
             for op, regions in ((OP_DROP, gone), (OP_HOLD, new)):
                 for region in regions:
-                    await asyncio.wait_for(self._tell(op, region), ANSWER_S)
+                    await self._tell(op, region)
 
     async def _tell(self, op: int, region: Region) -> None:
         loop = asyncio.get_running_loop()
@@ -82,5 +82,6 @@ class Channel:
             self._end()
 
     def _end(self) -> None:
+        self._told.clear()  # or memory that its owner has given up would live as long as this
         if self._socket is not None:
             self._socket.close()

@@ -24,6 +24,7 @@ PUBLISHER = "interlock_server.publisher"
 # What passes between two rooms is a small file of messages; each is named here, with nothing but the standard library.
 HOST_MESSAGES = "interlock_agent.host.messages"  # agent ↔ host: the control socket
 WIRE = "interlock_agent.host.wire"  # host, front, worker: frames over their Unix sockets
+PROTOBUF = "interlock_agent.host.protobuf"  # front, worker: how gRPC's messages are written
 LIFELINE = "interlock_agent.host.lifeline"  # host, front, worker: a child does not outlive its host
 FRONT_MESSAGES = "interlock_agent.host.front.messages"  # host ↔ front
 WORKER_MESSAGES = "interlock_agent.host.worker.messages"  # host and front ↔ worker
@@ -35,8 +36,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     AGENT: (SHARED, HOST_MESSAGES, FETCHER_MESSAGES),
     FETCHER: (SHARED,),
     HOST: (SHARED, FRONT_MESSAGES, WORKER_MESSAGES),
-    FRONT: (WIRE, LIFELINE, WORKER_MESSAGES),
-    WORKER: (WIRE, LIFELINE),
+    FRONT: (WIRE, LIFELINE, PROTOBUF, WORKER_MESSAGES),
+    WORKER: (WIRE, LIFELINE, PROTOBUF),
     CLIENT: (),  # for applications: may be copied
     SERVER: (SHARED,),
     PUBLISHER: (SHARED,),
@@ -74,7 +75,7 @@ LAYERS = (
         "main", ("*/__main__.py",), ("main", "core", "ports", "engine", "adapters", "http", "other"), own_folder=True
     ),
     # What passes between rooms is data: any layer may speak it.
-    Layer("messages", ("*/messages.py", "*/wire.py"), (), own_folder=True),
+    Layer("messages", ("*/messages.py", "*/wire.py", "*/host/protobuf.py"), (), own_folder=True),
     Layer("core", PURE_HALVES, (), own_folder=True),
     Layer("ports", ("*/ports.py",), ("core",), own_folder=False),
     Layer("engine", ("*/engine.py",), ("core", "ports", "other"), own_folder=False),
@@ -125,6 +126,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "interlock_server/adapters/keys.py",
         "interlock_server/publisher/keys.py",
     ),
+    "grpc": ("interlock_agent/host/front/rpc.py",),
     "numpy": ("interlock_agent/client.py", "interlock_agent/host/worker/*", "interlock_server/publisher/*"),
     "onnx": ("interlock_server/publisher/*",),
     "onnxruntime": ("interlock_agent/host/worker/*", "interlock_server/publisher/golden.py"),

@@ -26,7 +26,7 @@ from interlock_agent.sections import (
     Url,
     is_one_of_three,
 )
-from interlock_shared.addresses import unprotected
+from interlock_shared.addresses import unfit_for_rpc, unprotected
 from interlock_shared.base import Name, describe
 from interlock_shared.errors import Invalid
 from interlock_shared.gates import Concurrency, Limit, Quantile, Stage
@@ -192,6 +192,9 @@ class Unit(Section):
     """One model on this device."""
 
     listen: str | None = None  # "127.0.0.1:8500" or "unix:/path"; default: a Unix socket in run_dir
+    grpc_listen: str = ""  # "127.0.0.1:8501"; "": no gRPC. Needs the extra `grpc`
+    queue_max: int = Field(default=1024, ge=0, le=1024)  # requests that wait for a worker; beyond: 503
+    queue_s: float = Field(default=60.0, gt=0)  # and each so long for its turn; beyond: 503
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # ONNX Runtime's names, in order; no silent fall-back
     provider_options: dict[str, dict[str, str]] = Field(default_factory=dict)  # by provider; as ONNX Runtime names them
     threads: int = Field(default=1, ge=1)  # of a worker
@@ -225,6 +228,8 @@ class Unit(Section):
     def _is_protected(self) -> Unit:
         wrong = unprotected(self.listen or "unix:", self.access.told())
         if wrong:
+            raise ValueError(wrong)
+        if self.grpc_listen and (wrong := unfit_for_rpc(self.grpc_listen, self.access.told())):
             raise ValueError(wrong)
         if self.access.groups and self.listen and not self.listen.startswith("unix:"):
             raise ValueError("access.groups: only a Unix socket knows the groups of who asks")
@@ -280,6 +285,8 @@ class Unit(Section):
             "threads": self.threads,
             "hook": self._told(),
             "access": self.access.told(),
+            "grpc_listen": self.grpc_listen,
+            "queue": {"max": self.queue_max, "s": self.queue_s},
             "spare": self.spare,
             "worker_python": self.worker_python,
             "memory_limit_bytes": self.memory_limit_bytes,

@@ -26,3 +26,20 @@ def unprotected(listen: str, access: Mapping[str, Any]) -> str:
         f"listen {listen} is open to other machines: set access.certificate and access.key, and access.tokens or "
         "access.client_ca; or listen on 127.0.0.1 or unix:/path"
     )
+
+
+# What of the settings of access gRPC can hold.
+_KNOWN_TO_RPC = frozenset({"users", "tokens"})
+
+
+def unfit_for_rpc(listen: str, access: Mapping[str, Any]) -> str:
+    """Why gRPC may not be listened for there with those settings of access, or ""."""
+    _, _, port = listen.rpartition(":")
+    if listen.startswith("unix:") or not port.isdecimal() or not 0 < int(port) < 65536 or not only_here(listen):
+        return f"grpc_listen {listen} is not a port of this machine alone, as 127.0.0.1:8501 is"
+    unknown = sorted(name for name, value in access.items() if value and name not in _KNOWN_TO_RPC)
+    if unknown:
+        return (
+            f"grpc_listen does not hold access.{unknown[0]}: of access it knows {' and '.join(sorted(_KNOWN_TO_RPC))}"
+        )
+    return ""

@@ -162,14 +162,14 @@ class FakeFronts:
     serving: dict[str, Upstream | None] = field(default_factory=dict)
     standby: dict[str, Upstream | None] = field(default_factory=dict)
 
-    async def limit(self, unit: str, access: dict[str, Any]) -> None:
+    async def limit(self, unit: str, options: dict[str, Any]) -> None:
         """Nobody asks."""
 
     async def move(self, unit: str, listen: str, access: dict[str, Any]) -> str:
         """Listen elsewhere."""
         return listen
 
-    async def open(self, unit: str, listen: str, access: dict[str, Any]) -> str:
+    async def open(self, unit: str, listen: str, options: dict[str, Any]) -> str:
         """Listen."""
         await self.point("open front")
         self.serving.setdefault(unit, None)

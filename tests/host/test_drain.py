@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from interlock_agent.host.front.router import Router
+from interlock_agent.host.front.router import Limits, Router
 from interlock_agent.host.front.service import Service
 from interlock_agent.host.front.upstream import Exchange
 from interlock_agent.host.wire import ANSWER, NO_HEADER, OP_READY, REQUEST
@@ -36,7 +36,7 @@ class Front(Service):
     def __init__(self, pair: tuple[socket.socket, socket.socket]) -> None:
         super().__init__(*pair)
         self.said: list[dict[str, Any]] = []
-        self.router = Router(self._report, 30.0, 10.0)
+        self.router = Router(self._report, Limits())
 
     def _send(self, document: dict[str, Any]) -> None:
         self.said.append(document)

@@ -113,10 +113,10 @@ class World:
         self.trace.append(f"move {listen}")
         return listen
 
-    async def limit(self, unit: str, access: dict[str, Any]) -> None:
-        self.trace.append(f"limit {access}")
+    async def limit(self, unit: str, options: dict[str, Any]) -> None:
+        self.trace.append(f"limit {options.get('access') or {}}")
 
-    async def open(self, unit: str, listen: str, access: dict[str, Any]) -> str:
+    async def open(self, unit: str, listen: str, options: dict[str, Any]) -> str:
         if "open" in self.fails:
             raise OSError(98, "in use")
         return listen.replace(":0", ":8500")

@@ -90,10 +90,9 @@ class Engine:
                 seat = await self._open(name, listen, options, await self._read(name))
             if (seat.listen, seat.options) != (listen, options):
                 async with seat.lock:
-                    access = options.get("access") or {}
                     if seat.listen != listen:
-                        seat.address = await self._fronts.move(name, listen, access)
-                    await self._fronts.limit(name, access)
+                        seat.address = await self._fronts.move(name, listen, options.get("access") or {})
+                    await self._fronts.limit(name, options)
                     seat.listen, seat.options = listen, options
                     failure = await self._effects.do(seat, states.Record(must=False))
                 seat.wake.set()
@@ -109,16 +108,15 @@ class Engine:
         seals = [await self._store.seal(name, slot) for slot in states.SLOTS]
         floor = max((seal.generation for seal in seals if seal), default=0)
         unit, effects = core.resume(name, document, (confirmed, release), live, floor, self._clock.utc())
-        access = options.get("access") or {}
         # A port of 0 is chosen once and stays, as long as nobody else has taken it.
         known = str((document or {}).get("address") or "")
         chosen = listen.endswith(":0") and known.rpartition(":")[0] == listen.rpartition(":")[0]
         try:
-            address = await self._fronts.open(name, known if chosen else listen, access)
+            address = await self._fronts.open(name, known if chosen else listen, options)
         except OSError:
             if not chosen:
                 raise
-            address = await self._fronts.open(name, listen, access)
+            address = await self._fronts.open(name, listen, options)
         seat = Seat(unit, listen, address, options, hooked=str((document or {}).get("hooked") or ""))
         self.seats[name] = seat
         async with seat.lock:

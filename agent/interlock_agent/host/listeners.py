@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import importlib.util
 import os
 import socket
 import stat
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlock_agent.host.manager import Kept
-from interlock_shared.addresses import unprotected
+from interlock_shared.addresses import unfit_for_rpc, unprotected
 
 BACKLOG = 1024
 _ANYBODY: Mapping[str, Any] = {}
@@ -101,3 +102,15 @@ def open_listener(listen: str, access: Mapping[str, Any] = _ANYBODY) -> tuple[so
         tcp.close()
         raise
     return tcp, f"{host}:{tcp.getsockname()[1]}"
+
+
+def check_rpc(listen: str, access: Mapping[str, Any], free: bool = True) -> None:
+    """Whether a front can take gRPC there; `free`: nobody has the port yet, ourselves included. The front binds it
+    itself: the library takes no socket of others. Blocks. Raises OSError, ValueError."""
+    wrong = unfit_for_rpc(listen, access)
+    if wrong:
+        raise ValueError(wrong)
+    if importlib.util.find_spec("grpc") is None:
+        raise ValueError("grpc_listen needs the library grpcio: pip install 'interlock-agent[grpc]'")
+    if free:
+        open_listener(listen)[0].close()

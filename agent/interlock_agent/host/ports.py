@@ -105,12 +105,12 @@ class Workers(Protocol):
 class Fronts(Protocol):
     """The processes that own the clients, one a unit."""
 
-    async def open(self, unit: str, listen: str, access: dict[str, Any]) -> str:
-        """Listen and start the front; the address that clients use. `access`: who may ask, as `Configure` has it.
-        Raises OSError, ValueError."""
+    async def open(self, unit: str, listen: str, options: dict[str, Any]) -> str:
+        """Listen and start the front; the address that clients use. `options`: as `Configure` has them; who may ask is
+        among them. Raises OSError, ValueError."""
 
-    async def limit(self, unit: str, access: dict[str, Any]) -> None:
-        """Who may ask has changed. Raises OSError, ValueError."""
+    async def limit(self, unit: str, options: dict[str, Any]) -> None:
+        """The options have changed. Raises OSError, ValueError."""
 
     async def move(self, unit: str, listen: str, access: dict[str, Any]) -> str:
         """Listen on another address, as `open`. Raises OSError, ValueError; then it is as it was."""

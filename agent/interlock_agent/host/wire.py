@@ -44,7 +44,11 @@ OP_METADATA = 2
 OP_READY = 3
 OP_HOLD = 4
 OP_DROP = 5
+OP_RPC_INFER = 6  # the same three in protocol buffers: body and answer are messages, an error is JSON all the same
+OP_RPC_METADATA = 7
+OP_RPC_READY = 8
 TAKES_MEMORY = 0x80  # added to the op
+INFERENCES = frozenset({OP_INFER, OP_RPC_INFER})
 
 FLAG_NON_FINITE = 1  # the answer holds NaN or Inf where the signature does not allow it
 FLAG_IN_MEMORY = 2  # what follows the header lies in memory

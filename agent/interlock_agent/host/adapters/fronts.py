@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock_agent.host.children import Child, child_environment
-from interlock_agent.host.listeners import Listeners, check, limit_file
+from interlock_agent.host.listeners import Listeners, check, check_rpc, limit_file
 from interlock_agent.host.messages import Promoted, from_fields
 from interlock_agent.host.ports import Upstream
 
@@ -28,6 +28,11 @@ log = logging.getLogger("interlock.host")
 SETTLE_S = 1.0  # for a front to say that it has said everything
 SWITCH_S = 25.0  # for a front to take an order: it gives up two workers that hang before; one that does not is replaced
 RESTART_PAUSE_S = 0.05  # a front that cannot start is not started in a tight loop
+OPTIONS = ("access", "grpc_listen", "queue")  # what of a unit's options is the front's
+
+
+def _of_front(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in OPTIONS if options.get(name)}
 
 
 @dataclass(eq=False)
@@ -38,7 +43,7 @@ class Front:
     listener: socket.socket
     address: str
     limits: dict[str, Any]
-    access: dict[str, Any]
+    options: dict[str, Any]  # those of OPTIONS that are set
     child: Child | None = None
     order: dict[str, Any] = field(default_factory=dict)
     regions: list[dict[str, Any]] = field(default_factory=list)  # memory that applications registered
@@ -67,11 +72,14 @@ class ProcessFronts:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reports: set[asyncio.Task[None]] = set()
 
-    async def open(self, unit: str, listen: str, access: dict[str, Any]) -> str:
+    async def open(self, unit: str, listen: str, options: dict[str, Any]) -> str:
         """Listen, start the front. Raises OSError, ValueError."""
-        loop = asyncio.get_running_loop()
+        loop, options = asyncio.get_running_loop(), _of_front(options)
+        access, rpc = options.get("access", {}), options.get("grpc_listen", "")
+        if rpc:
+            await loop.run_in_executor(None, check_rpc, rpc, access)
         listener, address = await loop.run_in_executor(None, lambda: self._listeners.open(unit, listen, access))
-        front = Front(unit, listener, address, self._limits, access)
+        front = Front(unit, listener, address, self._limits, options)
         front.may_start.set()
         self._fronts[unit] = front
         task = loop.create_task(self._keep(front))
@@ -79,14 +87,17 @@ class ProcessFronts:
         await front.up.wait()
         return address
 
-    async def limit(self, unit: str, access: dict[str, Any]) -> None:
-        """Other settings of access: another front takes over, on the same socket; open connections end."""
-        front = self._fronts[unit]
-        if front.access == access:
+    async def limit(self, unit: str, options: dict[str, Any]) -> None:
+        """Other settings: another front takes over, on the same socket; open connections end."""
+        front, options = self._fronts[unit], _of_front(options)
+        if front.options == options:
             return
+        loop, access, rpc = asyncio.get_running_loop(), options.get("access", {}), options.get("grpc_listen", "")
         check(front.address, access)
-        await asyncio.get_running_loop().run_in_executor(None, limit_file, front.listener, access)
-        front.access = access
+        if rpc:
+            await loop.run_in_executor(None, check_rpc, rpc, access, rpc != front.options.get("grpc_listen"))
+        await loop.run_in_executor(None, limit_file, front.listener, access)
+        front.options = options
         if front.child is not None:
             front.child.end()
 
@@ -108,9 +119,11 @@ class ProcessFronts:
 
         try:
             front.listener, front.address = await loop.run_in_executor(None, reopen, listen, access)
-            front.access = access
+            front.options = {**front.options, "access": access}
         except (OSError, ValueError):
-            front.listener, front.address = await loop.run_in_executor(None, reopen, front.address, front.access)
+            front.listener, front.address = await loop.run_in_executor(
+                None, reopen, front.address, front.options.get("access", {})
+            )
             raise
         finally:
             if front.listener.fileno() >= 0:
@@ -140,7 +153,7 @@ class ProcessFronts:
                         "unit": front.unit,
                         "limits": front.limits,
                         "regions": front.regions,
-                        "access": front.access,
+                        **front.options,
                     }
                 }
             )

@@ -21,7 +21,7 @@ import socket
 import ssl
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from interlock_agent.host.front import peers
@@ -147,6 +147,15 @@ class Access:
             raise Malformed(403, "forbidden", "the owner of this certificate may not ask this model")
         if self._settings.get("tokens"):
             self._check_token(request.headers.get(b"authorization", b""))
+
+    def admit_call(self, user: Callable[[], int], authorization: bytes) -> None:
+        """The same for gRPC, which knows users and tokens alone. Raises Malformed 401, 403 or 503."""
+        if self.trouble:
+            raise Malformed(503, "access_unknown", "the owner's settings of access cannot be read")
+        if self._settings.get("users") and user() not in self._users:
+            raise Malformed(403, "forbidden", "this user may not ask this model")
+        if self._settings.get("tokens"):
+            self._check_token(authorization)
 
     def _user_may(self, connection: Any) -> bool:
         user = peers.user(connection)

@@ -200,8 +200,10 @@ class Client(asyncio.BufferedProtocol):
             except OSError as failure:
                 self._refuse(_no_memory(failure))
                 return
-        self._exchange = Exchange(self, routed.op, routed.version, routed.header_length, body, now, user)
-        service.router.submit(self._exchange)
+        exchange = Exchange(self, routed.op, routed.version, routed.header_length, body, now, user)
+        exchange.deadline = now + routed.timeout_s if routed.timeout_s else 0.0
+        self._exchange = exchange
+        service.router.submit(exchange)
 
     def registered(self, name: str, ours: bool) -> None:
         """A region was registered over this connection; `ours`: it ends with it."""

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 from typing import Any
+from urllib.parse import unquote
 
 from interlock_agent.host.wire import NO_USER
 
@@ -38,10 +39,40 @@ def _found(connection: Any) -> int:
         return NO_USER
 
 
+def of_call(peer: str, listen: str) -> int:
+    """Of a gRPC call: its peer as the library writes it (`ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`), and the address
+    that we listen on, which is one of this machine alone. There is no connection to ask."""
+    kind, _, rest = unquote(peer).partition(":")
+    host, _, port = rest.rpartition(":")
+    ours, _, our_port = listen.rpartition(":")
+    family = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}.get(kind)
+    if family is None:
+        return NO_USER
+    ours = ours.strip("[]")
+    if ours == "localhost":
+        ours = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+    try:
+        found = _of_tcp(family, (host.strip("[]"), int(port)), (ours, int(our_port)))
+    except (OSError, ValueError):
+        return NO_USER
+    return NO_USER if found == _OVERFLOW else found
+
+
 def _of_tcp(family: int, peer: tuple[Any, ...], ours: tuple[Any, ...]) -> int:
-    """Out of /proc/net/tcp (proc_net_tcp(5)): the line whose local end is the peer's."""
+    """Out of /proc/net/tcp (proc_net_tcp(5)): the line whose local end is the peer's. Whoever speaks IPv4 over a socket
+    of IPv6 (Java, gRPC) is in the other table."""
+    if family == socket.AF_INET6:
+        return _in_table("/proc/net/tcp6", family, peer, ours)
+    found = _in_table("/proc/net/tcp", family, peer, ours)
+    if found != NO_USER:
+        return found
+    mapped = [(f"::ffff:{host}", port) for host, port in (peer[:2], ours[:2])]
+    return _in_table("/proc/net/tcp6", socket.AF_INET6, *mapped)
+
+
+def _in_table(path: str, family: int, peer: tuple[Any, ...], ours: tuple[Any, ...]) -> int:
     ends = _written(family, peer), _written(family, ours)
-    with open("/proc/net/tcp6" if family == socket.AF_INET6 else "/proc/net/tcp", encoding="ascii") as table:
+    with open(path, encoding="ascii") as table:
         for line in table:
             fields = line.split()
             if (fields[1], fields[2]) == ends and fields[3] == _ESTABLISHED and fields[9] != "0":

@@ -7,7 +7,8 @@ Rules of the file:
   with which two workers died is poison: 500, never a third. Suspects are sent one at a time, so that the innocent
   do not share a second death.
 - A bad answer (NaN, Inf) is held back and the standby is asked; without one: 500.
-- With no live one a request waits, bounded in time and number, then 503 with Retry-After.
+- A request waits for its turn, and with no live worker for one, bounded in time and number; then 503 with Retry-After.
+- One that has a deadline is answered by then; it leaves the queue, and what a worker makes of it is dropped.
 - After a switch without draining nothing of the former worker is let out: what is inside it is asked again.
 """
 
@@ -22,15 +23,21 @@ from typing import Any
 
 from interlock_agent.host.front.recent import Recent
 from interlock_agent.host.front.upstream import Exchange, Upstream
-from interlock_agent.host.wire import FLAG_NON_FINITE, OP_INFER
+from interlock_agent.host.wire import FLAG_NON_FINITE, INFERENCES
 
-MAX_WAITING = 1024  # requests without a worker; at some hundred bytes to megabytes each, a bound on memory too
 MAX_WAITING_BYTES = 256 * 1024 * 1024
-NO_WORKER_S = 10.0  # a request waits so long for a live worker (a reload takes one or two seconds)
-ANSWER_S = 30.0  # a worker that does not answer a request in that time hangs
-BUSY_S = 60.0  # a request waits so long for its turn at a live worker
 LAST_ERRORS = 5
 DEATHS = 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long, and how many. The owner's and the host's settings."""
+
+    answer_s: float = 30.0  # a worker that does not answer a request in that time hangs
+    no_worker_s: float = 10.0  # a request waits so long for a live worker (a reload takes one or two seconds)
+    queue_s: float = 60.0  # and so long for its turn at a live worker
+    queue_max: int = 1024  # so many wait; at some hundred bytes to megabytes each, a bound on memory too
 
 
 @dataclass(eq=False)
@@ -44,15 +51,15 @@ class Draining:
 class Router:
     """The upstreams of one unit, and the requests that wait for them."""
 
-    def __init__(self, report: Callable[[dict[str, Any]], None], answer_s: float, no_worker_s: float) -> None:
-        self._report = report
-        self._answer_s, self._no_worker_s = answer_s, no_worker_s
+    def __init__(self, report: Callable[[dict[str, Any]], None], limits: Limits) -> None:
+        self._report, self._limits = report, limits
         self._loop = asyncio.get_running_loop()
         self.live: Upstream | None = None
         self.standby: Upstream | None = None
         self._waiting: deque[Exchange] = deque()
         self._waiting_bytes = 0
-        self._without_since = self._loop.time()  # when there was no live worker any more
+        self._since = self._loop.time()  # that there is a live worker, or none
+        self._alarm: asyncio.TimerHandle | None = None  # for those who wait too long
         self._patient_until, self._expected_at = 0.0, 0.0  # as the host has told, where it knows why there is none
         self._suspects: set[Exchange] = set()  # inside a worker, after another one died on them
         self._draining: list[Draining] = []
@@ -64,10 +71,15 @@ class Router:
     def submit(self, exchange: Exchange) -> None:
         """A request has arrived."""
         live = self.live
+        if exchange.deadline:
+            if exchange.deadline <= exchange.arrived:
+                self._too_late(exchange)
+                return
+            exchange.alarm = self._loop.call_at(exchange.deadline, self._too_late, exchange)
         if live is not None and live.idle and not self._waiting:
             live.send(exchange, exchange.arrived)
             return
-        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + len(exchange.body) > MAX_WAITING_BYTES:
+        if len(self._waiting) >= self._limits.queue_max or self._waiting_bytes + len(exchange.body) > MAX_WAITING_BYTES:
             self._refuse(exchange, "overloaded", "too many requests wait for this model")
             return
         self._queue(exchange)
@@ -79,13 +91,29 @@ class Router:
             self._waiting.appendleft(exchange)
         else:
             self._waiting.append(exchange)
+        if self._alarm is None:
+            self._alarm = self._loop.call_at(self._due(exchange), self._ring)
+
+    def _unqueue(self, exchange: Exchange) -> None:
+        self._waiting.remove(exchange)
+        self._waiting_bytes -= len(exchange.body)
+
+    def _fail(self, exchange: Exchange, status: int, code: str, message: str, retry_after: int = 0) -> None:
+        self._settled(exchange)
+        exchange.client.fail(exchange, status, code, message, retry_after)
+
+    @staticmethod
+    def _settled(exchange: Exchange) -> None:
+        if exchange.alarm is not None:
+            exchange.alarm.cancel()
+            exchange.alarm = None
 
     def _refuse(self, exchange: Exchange, code: str, message: str) -> None:
         self.refused += 1
         if self.live:
             self.live.counters["refused"] += 1
             self._changed(self.live)
-        exchange.client.fail(exchange, 503, code, message, retry_after=self.retry_s)
+        self._fail(exchange, 503, code, message, self.retry_s)
 
     @property
     def retry_s(self) -> int:
@@ -100,6 +128,15 @@ class Router:
     def cancel(self, exchange: Exchange) -> None:
         """Its client has gone."""
         exchange.cancelled = True
+        self._settled(exchange)
+        if exchange in self._waiting:
+            self._unqueue(exchange)
+
+    def _too_late(self, exchange: Exchange) -> None:
+        """Its deadline has passed: nobody wants the answer. A worker that computes it is not told."""
+        self.cancel(exchange)
+        message = "the deadline of this request has passed before there was an answer"
+        exchange.client.fail(exchange, 504, "deadline_exceeded", message)
 
     def pump(self) -> None:
         """Send what waits to workers that have a connection free."""
@@ -113,6 +150,9 @@ class Router:
             exchange = self._waiting.popleft()
             self._waiting_bytes -= len(exchange.body)
             if exchange.cancelled:
+                continue
+            if exchange.deadline and exchange.deadline <= now:  # its alarm is about to ring
+                self._too_late(exchange)
                 continue
             target = live
             if exchange.avoid is not None and exchange.avoid is live:
@@ -144,15 +184,16 @@ class Router:
         if flags & FLAG_NON_FINITE:
             self._bad_answer(upstream, exchange)
         else:
-            if exchange.op == OP_INFER:
+            if exchange.op in INFERENCES:
                 counters["requests"] += 1
                 now = self._loop.time()
                 self.recent.add(now, now - exchange.arrived)
             if status >= 500:
                 counters["errors"] += 1
                 self._error(upstream, bytes(body[:200]).decode("utf-8", "replace"))
-            elif exchange.op == OP_INFER:
+            elif exchange.op in INFERENCES:
                 self._changed(upstream)
+            self._settled(exchange)
             exchange.client.answer(exchange, status, upstream.head, header, body)
         if self._waiting:
             self.pump()
@@ -172,7 +213,7 @@ class Router:
         self.pump()
 
     def _non_finite(self, exchange: Exchange) -> None:
-        exchange.client.fail(exchange, 500, "non_finite_output", "the model answered with NaN or Inf; it was held back")
+        self._fail(exchange, 500, "non_finite_output", "the model answered with NaN or Inf; it was held back")
 
     def _error(self, upstream: Upstream, text: str) -> None:
         upstream.counters["last_errors"] = [*upstream.counters["last_errors"], text][-LAST_ERRORS:]
@@ -198,8 +239,7 @@ class Router:
         self._changed(upstream, at_once=True)  # the last figures of a trial come before its end
         if upstream is self.live:
             self.live, self.standby = self.standby, None
-            if self.live is None:
-                self._without_since = self._loop.time()
+            self._since = self._loop.time() if self.live is None else self._since
         elif upstream is self.standby:
             self.standby = None
         self._report({"lost": upstream, "reason": reason})
@@ -210,27 +250,42 @@ class Router:
                 continue
             if exchange.deaths >= DEATHS:
                 message = "two workers ended while they computed this request; it is not tried again"
-                exchange.client.fail(exchange, 500, "poison_request", message)
+                self._fail(exchange, 500, "poison_request", message)
             else:
                 self._queue(exchange, first=True)
         self.pump()
+        self._set_alarm()
 
     def sweep(self) -> None:
-        """Called now and then: requests that waited too long, workers that hang."""
+        """Called now and then: workers that hang."""
         now = self._loop.time()
         for upstream in (self.live, self.standby):
-            if upstream and any(now - exchange.sent > self._answer_s for exchange in upstream.busy):
-                upstream.lost(f"no answer within {self._answer_s:g} s")
-        limit = BUSY_S if self.live else self._no_worker_s
-        late = [e for e in self._waiting if now - max(e.arrived, 0.0 if self.live else self._without_since) > limit]
-        if not self.live and now < self._patient_until:
-            late = []
-        for exchange in late:
-            self._waiting.remove(exchange)
-            self._waiting_bytes -= len(exchange.body)
-            if not exchange.cancelled:
-                code = "overloaded" if self.live else "no_live_worker"
-                self._refuse(exchange, code, f"no worker took this request within {limit:g} s")
+            if upstream and any(now - exchange.sent > self._limits.answer_s for exchange in upstream.busy):
+                upstream.lost(f"no answer within {self._limits.answer_s:g} s")
+
+    def _due(self, exchange: Exchange) -> float:
+        """When it has waited too long."""
+        begin = max(exchange.arrived, self._since)
+        if self.live:
+            return begin + self._limits.queue_s
+        return max(begin + self._limits.no_worker_s, self._patient_until)
+
+    def _ring(self) -> None:
+        """Refuse those who have waited too long; come again for the next."""
+        self._alarm, now = None, self._loop.time()
+        for exchange in [one for one in self._waiting if self._due(one) <= now]:
+            self._unqueue(exchange)
+            limit = self._limits.queue_s if self.live else self._limits.no_worker_s
+            code = "overloaded" if self.live else "no_live_worker"
+            self._refuse(exchange, code, f"no worker took this request within {limit:g} s")
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._waiting:
+            self._alarm = self._loop.call_at(min(map(self._due, self._waiting)), self._ring)
 
     # --- switching ----------------------------------------------------------------------------------------------
 
@@ -242,8 +297,8 @@ class Router:
             live, standby = standby, None
         if standby and standby.dead:
             standby = None
-        if live is None and self.live is not None:
-            self._without_since = self._loop.time()
+        if (live is None) != (self.live is None):
+            self._since = self._loop.time()
         before, self.live, self.standby = self.live, live, standby
         inside: set[Exchange] = set()
         for upstream in former:
@@ -257,6 +312,7 @@ class Router:
         if inside:
             self._draining.append(draining)
         self.pump()
+        self._set_alarm()
         return draining
 
     def take_back(self, upstream: Upstream, exchanges: list[Exchange]) -> int:

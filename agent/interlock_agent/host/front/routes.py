@@ -17,6 +17,7 @@ from interlock_agent.host.wire import NO_HEADER, OP_INFER, OP_METADATA, OP_READY
 
 MAX_VERSION_BYTES = 256
 MAX_SHARING_BYTES = 16 * 1024  # of the JSON that registers a region
+MAX_TIMEOUT_DIGITS = 9  # eleven days
 EXTENSIONS = ["binary_tensor_data", "system_shared_memory"]
 
 
@@ -27,6 +28,7 @@ class Operation:
     op: int
     version: bytes  # "" when the client named none
     header_length: int
+    timeout_s: float = 0.0  # the client wants no answer later than that after its request, 0: it has not said
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,18 @@ def _not_allowed(method: bytes) -> Reply:
 
 
 def _operation(request: Request, op: int, version: bytes) -> Operation | Reply:
+    asked = request.headers.get(b"interlock-timeout-ms", b"0")
+    if not asked.isdigit() or len(asked) > MAX_TIMEOUT_DIGITS:
+        return _error(400, "bad_timeout", "Interlock-Timeout-Ms is not a number of milliseconds")
+    timeout_s = int(asked) / 1000
     if op != OP_INFER:
         request.body = b""
-        return Operation(op, version, NO_HEADER)
+        return Operation(op, version, NO_HEADER, timeout_s)
     if request.headers.get(b"content-encoding", b"identity").lower() != b"identity":
         return _error(415, "unsupported_encoding", "bodies are taken as they are; send them without Content-Encoding")
     length = request.headers.get(b"inference-header-content-length")
     if length is None:
-        return Operation(op, version, NO_HEADER)
+        return Operation(op, version, NO_HEADER, timeout_s)
     if not length.isdigit() or len(length) > 18 or int(length) > len(request.body):
         return _error(400, "bad_header_length", "Inference-Header-Content-Length is not a length within the body")
-    return Operation(op, version, int(length))
+    return Operation(op, version, int(length), timeout_s)

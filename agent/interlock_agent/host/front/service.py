@@ -23,7 +23,7 @@ from interlock_agent.host.front.bodies import Bodies
 from interlock_agent.host.front.client import HEAD_TIMEOUT_S, Client
 from interlock_agent.host.front.http import Request
 from interlock_agent.host.front.memory import Memory, Refused
-from interlock_agent.host.front.router import ANSWER_S, NO_WORKER_S, Draining, Router
+from interlock_agent.host.front.router import Draining, Limits, Router
 from interlock_agent.host.front.sharing import Channel
 from interlock_agent.host.front.upstream import Exchange, Upstream
 from interlock_agent.host.wire import (
@@ -38,10 +38,12 @@ from interlock_agent.host.wire import (
 
 if TYPE_CHECKING:
     from interlock_agent.host.front.access import Access
+    from interlock_agent.host.front.rpc import Rpc
 
 REPORT_EVERY_S = 0.1
 SWEEP_EVERY_S = 0.5
 ACCESS_EVERY_S = 1.0  # how soon a renewed certificate, or a changed file of tokens, holds
+RPC_EVERY_S = 1.0  # where its address cannot be had
 MAX_CLIENTS = 1024
 BACKLOG = 1024
 SCRATCH_BYTES = 64 * 1024  # read at once; a large body's rest goes where it belongs
@@ -69,6 +71,7 @@ class Service:
         self._writer: asyncio.StreamWriter
         self._server: asyncio.AbstractServer | None = None
         self.access: Access | None = None
+        self._rpc: Rpc | None = None
         self.router: Router
 
     async def run(self) -> None:
@@ -79,25 +82,22 @@ class Service:
         limits = setup.get("limits") or {}
         self.max_body = int(limits.get("max_body_bytes") or MAX_BODY_BYTES)
         self.memory.restore(setup.get("regions") or [])
-        self.router = Router(
-            self._report,
-            float(limits.get("answer_timeout_s") or ANSWER_S),
-            float(limits.get("no_worker_s") or NO_WORKER_S),
-        )
+        self.router = Router(self._report, _limits(limits, setup.get("queue") or {}))
         if setup.get("access"):  # what it needs is not in the memory of a front without
             from interlock_agent.host.front.access import Access
 
             self.access = Access(setup["access"])
-        opening = self._loop.create_task(self._open())
-        sweeper = self._loop.create_task(self._sweep())
+        tasks = [self._loop.create_task(self._open()), self._loop.create_task(self._sweep())]
+        if setup.get("grpc_listen"):
+            tasks.append(self._loop.create_task(self._open_rpc(setup["grpc_listen"])))
         try:
             while True:
                 await self._obey(await self._read(reader))
         except (EOFError, OSError):
             pass
         finally:
-            opening.cancel()
-            sweeper.cancel()
+            for task in tasks:
+                task.cancel()
 
     async def _open(self) -> None:
         """Accept clients; with TLS when there is a certificate."""
@@ -120,12 +120,33 @@ class Service:
             await asyncio.sleep(ACCESS_EVERY_S)
             await self._look_at_access()
 
+    async def _open_rpc(self, listen: str) -> None:
+        """Take calls of gRPC; tried again where that is not possible now."""
+
+        def load() -> type[Rpc]:
+            from interlock_agent.host.front.rpc import Rpc
+
+            return Rpc
+
+        wrong = ""
+        while True:
+            try:
+                made = (await self._loop.run_in_executor(None, load))(self, listen)
+                await made.start()
+            except (ImportError, OSError, RuntimeError) as failure:
+                if str(failure) != wrong:
+                    wrong = str(failure)
+                    _complain(f"grpc_listen {listen}: {wrong}")
+                await asyncio.sleep(RPC_EVERY_S)
+            else:
+                self._rpc = made
+                return
+
     async def _look_at_access(self) -> None:
         assert self.access is not None
         wrong = await self._loop.run_in_executor(None, self.access.load)
         if wrong:
-            sys.stderr.write(f"{wrong}\n")  # the host writes it into its log
-            sys.stderr.flush()
+            _complain(wrong)
 
     @staticmethod
     async def _read(reader: asyncio.StreamReader) -> dict[str, Any]:
@@ -299,11 +320,29 @@ class Service:
         self.stopping = True
         if self._server is not None:
             self._server.close()
+        if self._rpc is not None:
+            calls = self._loop.create_task(self._rpc.stop(seconds))
+            self._tasks.add(calls)
         deadline = self.now() + seconds
         while self._clients and self.now() < deadline:
             for client in list(self._clients):
                 client.stop()
             await asyncio.sleep(0.02)
+        if self._rpc is not None:
+            await calls
+
+
+def _complain(wrong: str) -> None:
+    """The host writes it into its log."""
+    sys.stderr.write(f"{wrong}\n")
+    sys.stderr.flush()
+
+
+def _limits(host: dict[str, Any], owner: dict[str, Any]) -> Limits:
+    """As they were set; what was not is as it is."""
+    said = {"answer_s": host.get("answer_timeout_s"), "no_worker_s": host.get("no_worker_s")}
+    said |= {"queue_s": owner.get("s"), "queue_max": owner.get("max")}
+    return Limits(**{name: value for name, value in said.items() if value is not None})
 
 
 def main(arguments: list[str]) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import mmap
 import socket
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from interlock_agent.host.front.bodies import Body
 from interlock_agent.host.front.sharing import Channel
@@ -30,18 +30,29 @@ from interlock_agent.host.wire import (
     map_memory,
 )
 
-if TYPE_CHECKING:
-    from interlock_agent.host.front.client import Client
-
 RECEIVE_BYTES = LARGE_BYTES + ANSWER.size  # an answer that is not in memory, at once
 MAX_CONNECTIONS = 64  # to one worker; it says itself how many it serves
+
+
+class Asking(Protocol):
+    """Who waits for an exchange, and gets one of the two. What is said after it has gone is not heard."""
+
+    def answer(self, exchange: Exchange, status: int, head: bytes, header: int, body: Any) -> None:
+        """There is an answer. `head`: lines that name the release. `header`: as Exchange's. The body's memory is used
+        again afterwards."""
+
+    def fail(self, exchange: Exchange, status: int, code: str, message: str, retry_after: int = 0) -> None:
+        """There is none."""
+
+    def registered(self, name: str, ours: bool) -> None:
+        """A region was registered by it; `ours`: it ends with the connection."""
 
 
 @dataclass(eq=False)
 class Exchange:
     """One request on its way: from the client's last byte to the answer's first."""
 
-    client: Client
+    client: Asking
     op: int
     version: bytes
     header_length: int  # of the JSON part of the body, NO_HEADER when that is all of it
@@ -52,7 +63,9 @@ class Exchange:
     deaths: int = 0  # workers that died with it inside
     avoid: Upstream | None = None  # gave a bad answer to it
     sent: float = 0.0
-    cancelled: bool = False  # the client has gone
+    cancelled: bool = False  # the client has gone, or was told that it is too late
+    deadline: float = 0.0  # loop time after which the client wants no answer, 0: it has not said
+    alarm: asyncio.TimerHandle | None = None  # at its deadline
 
 
 class Listener(Protocol):

@@ -1,4 +1,4 @@
-"""One inference request of the Open Inference Protocol v2, from bytes to bytes.
+"""One inference request of the Open Inference Protocol v2, from bytes to bytes; in JSON here, see `rpc` for gRPC.
 
 Rules of the file:
 - What the client got wrong is a `BadRequest`; nothing reaches the runtime that does not fit the model.
@@ -94,17 +94,50 @@ def error(failure: BadRequest) -> Answer:
     return Answer(failure.status, NO_HEADER, [body])
 
 
+class Given(Protocol):
+    """The tensors' data in a request, in the order in which they are asked for."""
+
+    def take(self, tensor: dict[str, Any], expected: dict[str, Any]) -> Any:
+        """The array of an input that is not in shared memory; it fits `expected`. Raises BadRequest."""
+
+    def end(self) -> None:
+        """All inputs were asked for. Raises BadRequest when something is left."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a request is answered with, before that is written in one way or the other."""
+
+    identity: str | None
+    wanted: list[Wanted]
+    arrays: list[Any]
+
+
 def infer(model: Model, body: bytearray | memoryview, header: int, asker: Asker) -> Answer:
-    """Answer one request. Raises BadRequest."""
+    """Answer one request that is written in JSON. Raises BadRequest."""
     size = len(body) if header == NO_HEADER else header
     document = _parse(bytes(memoryview(body)[:size]))
+    computed = compute(model, document, _Behind(memoryview(body)[size:]), asker)
+    return _answer(model, computed)
+
+
+def compute(model: Model, document: dict[str, Any], given: Given, asker: Asker) -> Computed:
+    """Check the request against the model, and run it. `document`: as it is in JSON. Raises BadRequest."""
     identity = document.get("id")
     if identity is not None and (not isinstance(identity, str) or len(identity) > MAX_ID_BYTES):
         raise BadRequest(400, "bad_request", "id is not a (short) string")
     wanted = _outputs(model, document, asker)
-    feeds = _inputs(model, document, memoryview(body)[size:], asker)
-    arrays = model.backend.run([output.name for output in wanted], feeds)
-    return _answer(model, identity, wanted, arrays)
+    feeds = _inputs(model, document, given, asker)
+    return Computed(identity, wanted, model.backend.run([output.name for output in wanted], feeds))
+
+
+def is_finite(model: Model, computed: Computed) -> bool:
+    """Whether it may leave: no NaN and no Inf but where the signature allows them."""
+    dtypes = {entry["name"]: entry["dtype"] for entry in model.backend.outputs}
+    return all(
+        output.name in model.non_finite_allowed or tensors.is_finite(array, dtypes[output.name])
+        for output, array in zip(computed.wanted, computed.arrays)  # noqa: B905 - strict is 3.10's; one length
+    )
 
 
 def _constant(name: str) -> Any:
@@ -132,13 +165,13 @@ def _parameters(holder: dict[str, Any], where: str) -> dict[str, Any]:
     return parameters
 
 
-def _inputs(model: Model, document: dict[str, Any], binary: memoryview, asker: Asker) -> dict[str, Any]:
+def _inputs(model: Model, document: dict[str, Any], given: Given, asker: Asker) -> dict[str, Any]:
     listed = document.get("inputs")
     if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
         raise BadRequest(400, "bad_request", "inputs is not a list of tensors")
     expected = {entry["name"]: entry for entry in model.backend.inputs}
     feeds: dict[str, Any] = {}
-    offset = shared = 0
+    shared = 0
     for tensor in listed:
         if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
             raise BadRequest(400, "bad_request", "an input is not an object with a name")
@@ -152,17 +185,15 @@ def _inputs(model: Model, document: dict[str, Any], binary: memoryview, asker: A
             feeds[name], used = _shared(tensor, expected[name], parameters, asker, MAX_SHARED_BYTES - shared)
             shared += used
             continue
-        feeds[name], used = _input(tensor, expected[name], parameters.get("binary_data_size"), binary[offset:])
-        offset += used
+        feeds[name] = given.take(tensor, expected[name])
     missing = [name for name, entry in expected.items() if name not in feeds and not entry.get("optional")]
     if missing:
         raise BadRequest(400, "missing_input", f"missing: {', '.join(missing)}")
-    if offset != len(binary):
-        raise BadRequest(400, "wrong_data_length", f"{len(binary) - offset} bytes of binary data belong to no input")
+    given.end()
     return feeds
 
 
-def _kind(tensor: dict[str, Any], expected: dict[str, Any]) -> tuple[str, str, tuple[int, ...]]:
+def kind(tensor: dict[str, Any], expected: dict[str, Any]) -> tuple[str, str, tuple[int, ...]]:
     """Name, dtype and shape, which fit the model."""
     name, dtype = expected["name"], expected["dtype"]
     if tensor.get("datatype") != dtype:
@@ -173,7 +204,7 @@ def _kind(tensor: dict[str, Any], expected: dict[str, Any]) -> tuple[str, str, t
 def _shared(
     tensor: dict[str, Any], expected: dict[str, Any], parameters: dict[str, Any], asker: Asker, left: int
 ) -> tuple[Any, int]:
-    name, dtype, shape = _kind(tensor, expected)
+    name, dtype, shape = kind(tensor, expected)
     where = f"input {name!r}"
     if "data" in tensor or "binary_data_size" in parameters:
         raise BadRequest(400, "bad_request", f"{where} is in shared memory, and has data beside")
@@ -186,17 +217,31 @@ def _shared(
     return tensors.from_bytes(name, region.read(where, offset, size), dtype, shape), size
 
 
-def _input(tensor: dict[str, Any], expected: dict[str, Any], size: Any, binary: memoryview) -> tuple[Any, int]:
-    name, dtype, shape = _kind(tensor, expected)
-    if size is None:
-        if "data" not in tensor:
-            raise BadRequest(400, "missing_data", f"input {name!r} has no data")
-        return tensors.from_json(name, tensor["data"], dtype, shape), 0
-    if "data" in tensor:
-        raise BadRequest(400, "bad_request", f"input {name!r} has data and binary data")
-    if type(size) is not int or size < 0 or size > len(binary):
-        raise BadRequest(400, "wrong_data_length", f"input {name!r}: binary_data_size is not within the body")
-    return tensors.from_bytes(name, binary[:size], dtype, shape), size
+class _Behind:
+    """Data in the JSON, or in binary behind it."""
+
+    def __init__(self, binary: memoryview) -> None:
+        self._left = binary
+
+    def take(self, tensor: dict[str, Any], expected: dict[str, Any]) -> Any:
+        """As Given's."""
+        name, dtype, shape = kind(tensor, expected)
+        size = _parameters(tensor, f"input {name!r}").get("binary_data_size")
+        if size is None:
+            if "data" not in tensor:
+                raise BadRequest(400, "missing_data", f"input {name!r} has no data")
+            return tensors.from_json(name, tensor["data"], dtype, shape)
+        if "data" in tensor:
+            raise BadRequest(400, "bad_request", f"input {name!r} has data and binary data")
+        if type(size) is not int or size < 0 or size > len(self._left):
+            raise BadRequest(400, "wrong_data_length", f"input {name!r}: binary_data_size is not within the body")
+        data, self._left = self._left[:size], self._left[size:]
+        return tensors.from_bytes(name, data, dtype, shape)
+
+    def end(self) -> None:
+        """As Given's."""
+        if self._left:
+            raise BadRequest(400, "wrong_data_length", f"{len(self._left)} bytes of binary data belong to no input")
 
 
 def _outputs(model: Model, document: dict[str, Any], asker: Asker) -> list[Wanted]:
@@ -230,19 +275,19 @@ def _wanted(name: str, parameters: dict[str, Any], all_binary: bool, asker: Aske
     return Wanted(name, True, region, *region.within(where, *asked))
 
 
-def _answer(model: Model, identity: str | None, wanted: list[Wanted], arrays: list[Any]) -> Answer:
+def _answer(model: Model, computed: Computed) -> Answer:
+    if not is_finite(model, computed):
+        return Answer(500, NO_HEADER, [b"{}"], non_finite=True)
     dtypes = {entry["name"]: entry["dtype"] for entry in model.backend.outputs}
     outputs: list[dict[str, Any]] = []
     binary: list[bytes | memoryview] = []
     writes: list[tuple[int, int, bytes | memoryview]] = []
-    for output, array in zip(wanted, arrays):  # noqa: B905 - strict is 3.10's, and both have one length
+    for output, array in zip(computed.wanted, computed.arrays):  # noqa: B905 - strict is 3.10's; one length
         name = output.name
-        if name not in model.non_finite_allowed and not tensors.is_finite(array, dtypes[name]):
-            return Answer(500, NO_HEADER, [b"{}"], non_finite=True)
         described: dict[str, Any] = {"name": name, "datatype": dtypes[name], "shape": list(array.shape)}
         if output.region is not None:
             data = tensors.to_bytes(array)
-            described["parameters"] = _into(output, output.region, len(data))
+            described["parameters"] = into(output, output.region, len(data))
             writes.append((output.region.number, output.offset, data))
         elif output.binary:
             data = tensors.to_bytes(array)
@@ -252,13 +297,13 @@ def _answer(model: Model, identity: str | None, wanted: list[Wanted], arrays: li
             described["data"] = tensors.to_json(array, dtypes[name])
         outputs.append(described)
     document: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": outputs}
-    if identity is not None:
-        document["id"] = identity
+    if computed.identity is not None:
+        document["id"] = computed.identity
     head = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
     return Answer(200, len(head) if binary else NO_HEADER, [head, *binary], writes=writes)
 
 
-def _into(output: Wanted, region: Region, length: int) -> dict[str, Any]:
+def into(output: Wanted, region: Region, length: int) -> dict[str, Any]:
     """The parameters of an output in shared memory: where it is."""
     if length > output.size:
         message = f"output {output.name!r} has {length} bytes; {output.size} of region {region.name!r} were given to it"

@@ -29,6 +29,9 @@ from interlock_agent.host.wire import (
     OP_INFER,
     OP_METADATA,
     OP_READY,
+    OP_RPC_INFER,
+    OP_RPC_METADATA,
+    OP_RPC_READY,
     REGION,
     REQUEST,
     TAKES_MEMORY,
@@ -39,7 +42,7 @@ from interlock_agent.host.wire import (
     read_exactly,
     read_with_descriptors,
 )
-from interlock_agent.host.worker import fatal, inference
+from interlock_agent.host.worker import fatal, inference, rpc
 from interlock_agent.host.worker.errors import BadRequest
 from interlock_agent.host.worker.inference import Answer, Asker, Model
 from interlock_agent.host.worker.memory import Region, Regions
@@ -56,6 +59,7 @@ class Serving:
         self._model = model
         self._metadata = json.dumps(model.metadata(platform)).encode()
         self._ready = json.dumps({"name": model.name, "ready": True}).encode()
+        self._rpc_metadata = rpc.metadata(model, platform)
         self._regions = Regions()
 
     def listen(self, path: str) -> None:
@@ -116,6 +120,10 @@ class Serving:
                 raise BadRequest(404, "unknown_version", message)
             if op == OP_INFER:
                 return inference.infer(self._model, body, header, Asker(user, self._regions))
+            if op == OP_RPC_INFER:
+                return rpc.infer(self._model, body, Asker(user, self._regions))
+            if op in (OP_RPC_METADATA, OP_RPC_READY):
+                return self._about(op, body)
             known = {OP_METADATA: self._metadata, OP_READY: self._ready}
             return Answer(200, NO_HEADER, [known[op]])
         except BadRequest as refused:
@@ -129,6 +137,15 @@ class Serving:
                 os._exit(fatal.EXIT)  # the request inside is asked again, elsewhere
             text = f"{type(failure).__name__}: {failure}"[:500]
             return inference.error(BadRequest(500, "inference_failed", text))
+
+    def _about(self, op: int, body: bytearray | memoryview) -> Answer:
+        """Raises BadRequest; a model that is not here is not ready, and that is no error."""
+        name, version = rpc.named(body)
+        if op == OP_RPC_METADATA:
+            rpc.check(self._model, name, version)
+            return Answer(200, NO_HEADER, [self._rpc_metadata])
+        here = name == self._model.name and version in ("", self._model.version)
+        return Answer(200, NO_HEADER, [rpc.ready(here)])
 
 
 class _Sender:

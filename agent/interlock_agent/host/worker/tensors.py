@@ -115,16 +115,33 @@ def from_json(name: str, data: Any, dtype: str, shape: tuple[int, ...]) -> Any:
     allowed = {"b": "b", "f": "fiu"}.get(kind.kind, "iu")
     if array.size and (array.dtype.kind not in allowed or not _all_numbers(data, kind.kind)):
         raise BadRequest(400, "wrong_data", f"input {name!r}: data holds what is not {dtype}")
-    array = _sized(name, array, shape)
-    if kind.kind in "iu" and array.size:
-        limits = np.iinfo(kind)
-        if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise BadRequest(400, "wrong_data", f"input {name!r}: a number is outside {dtype}")
+    array = _within(name, _sized(name, array, shape), dtype)
     with np.errstate(over="ignore"):
         cast = array.astype(kind)
     if kind.kind == "f" and not np.isfinite(cast).all():
         raise BadRequest(400, "wrong_data", f"input {name!r}: a number is outside {dtype}")
     return cast
+
+
+def from_numbers(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> Any:
+    """An array out of one without axes, of a type that has room for the dtype. Raises BadRequest."""
+    return _within(name, _sized(name, array, shape), dtype).astype(DTYPES[dtype])
+
+
+def from_texts(name: str, texts: list[bytes], shape: tuple[int, ...]) -> Any:
+    """An array out of elements of BYTES. Raises BadRequest."""
+    array: Any = np.empty(len(texts), dtype=object)
+    array[:] = [_text(name, text) for text in texts]
+    return _sized(name, array, shape)
+
+
+def _within(name: str, array: Any, dtype: str) -> Any:
+    kind = DTYPES[dtype]
+    if kind.kind in "iu" and array.size:
+        limits = np.iinfo(kind)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise BadRequest(400, "wrong_data", f"input {name!r}: a number is outside {dtype}")
+    return array
 
 
 def _bits(name: str, array: Any) -> Any:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture
-def shared() -> Iterator[Path]:
+def shared_memory() -> Iterator[Path]:
     """4096 bytes of shared memory."""
     handle, path = tempfile.mkstemp(prefix="il-", dir="/dev/shm")
     os.ftruncate(handle, 4096)
@@ -20,3 +19,6 @@ def shared() -> Iterator[Path]:
     yield Path(path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+shared = pytest.fixture(shared_memory, name="shared")

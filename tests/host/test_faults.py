@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,9 +21,11 @@ from typing import Any
 import pytest
 
 from interlock_agent.host import messages
-from tests.host import clients
+from tests.host import clients, conftest
 from tests.host.clients import Connection, Load
 from tests.host.rig import UNIT, OrderError, Rig, running, until
+from tests.host.test_leftovers import Stubborn
+from tests.host.test_shared_memory import asking, at, got, put, registered
 
 pytestmark = pytest.mark.e2e
 
@@ -172,6 +176,87 @@ async def agent_stopped_for_its_lease(rig: Rig, load: Load) -> None:
         await rig.agent.order(messages.Renew(UNIT, 2))
 
 
+async def host_killed_with_leftovers(rig: Rig, load: Load) -> None:
+    environment = await asyncio.to_thread(Path(f"/proc/{await rig.live_pid()}/environ").read_bytes)
+    pairs = (part.decode().partition("=") for part in environment.split(b"\0") if part)
+    with Stubborn() as stubborn:
+        left = await asyncio.to_thread(lambda: stubborn.start(**{name: value for name, _, value in pairs}))
+        await rig.kill_host()
+        assert left.poll() is None, "neither its parent's end nor a signal ends it"
+        await rig.start()
+        assert left.poll() == -signal.SIGKILL, "gone before anybody is served"
+
+
+# --- the owner's application ------------------------------------------------------------------------------------------
+
+
+async def _hooked(rig: Rig, does: str, timeout_s: float = 10.0) -> None:
+    """An application that cannot take the second release."""
+    script = f'case "$INTERLOCK_RELEASE" in {TWO}) {does};; esac'
+    await rig.configure(hook={"command": ["/bin/sh", "-c", script], "timeout_s": timeout_s})
+    with pytest.raises(OrderError, match="hook_failed"):
+        await rig.promote(2)
+    status = await rig.agent.status()
+    assert (status["outcome"]["outcome"], status["outcome"]["reason"]) == ("reverted", "hook_failed")
+
+
+async def hook_fails(rig: Rig, load: Load) -> None:
+    await _hooked(rig, "exit 1")
+
+
+async def hook_hangs(rig: Rig, load: Load) -> None:
+    await _hooked(rig, "sleep 600", timeout_s=0.5)
+
+
+# --- shared memory ----------------------------------------------------------------------------------------------------
+
+
+memory = contextlib.contextmanager(conftest.shared_memory)
+
+
+async def region_truncated(rig: Rig, load: Load) -> None:
+    live = await rig.live_pid()
+    with memory() as shared:
+        put(shared, [1.0, 2.0, 3.0, 4.0], 4000)
+        async with Connection(rig.address) as frames:
+            await registered(frames, "frames", shared)
+            ask = asking(at("frames", offset=4000), at("frames", offset=4016))
+            assert (await frames.ask(ask)).release == ONE
+            await asyncio.to_thread(os.truncate, shared, 4010)
+            reply = await frames.ask(ask)
+            assert (reply.status, reply.json()["code"]) == (400, "truncated_region")
+            await asyncio.to_thread(os.truncate, shared, 4096)
+            assert (await frames.ask(ask)).status == 200, "and whole again"
+    assert await rig.live_pid() == live, "nobody ended on it"
+
+
+async def swap_and_revert_with_regions_in_use(rig: Rig, load: Load) -> None:
+    seen: list[str] = []
+    with memory() as shared:
+        put(shared, [1.0, 2.0, 3.0, 4.0])
+        stop = asyncio.Event()
+
+        async def frames() -> None:
+            async with Connection(rig.address) as connection:
+                await registered(connection, "frames", shared)
+                while not stop.is_set():
+                    reply = await connection.ask(asking(at("frames"), at("frames", offset=32)))
+                    factor = float(reply.headers["interlock-generation"])
+                    assert got(shared, 32) == [factor, 2 * factor, 3 * factor, 4 * factor], (
+                        "of the release that is named"
+                    )
+                    seen.append(reply.release)
+
+        task = asyncio.create_task(frames())
+        await until(lambda: ONE in seen or task.done())
+        await rig.promote(2)
+        await until(lambda: seen[-1] == TWO or task.done())
+        await rig.agent.order(messages.Revert(UNIT, 2, "error_rate"))
+        await until(lambda: seen[-1] == ONE or task.done())
+        stop.set()
+        await task
+
+
 # --- clients ----------------------------------------------------------------------------------------------------------
 
 
@@ -232,7 +317,12 @@ FAULTS = (
     Fault("candidate whose load kills the host", load_kills_the_host, CONNECTIONS),
     Fault("front killed", front_killed, CONNECTIONS),
     Fault("host killed in a trial", host_killed_in_a_trial, CONNECTIONS),
+    Fault("host killed, its leftovers kept alive on purpose", host_killed_with_leftovers, CONNECTIONS),
     Fault("agent stopped for its lease, then continued", agent_stopped_for_its_lease),
+    Fault("hook fails", hook_fails),
+    Fault("hook hangs", hook_hangs),
+    Fault("shared-memory region truncated", region_truncated),
+    Fault("swap and revert with regions in use", swap_and_revert_with_regions_in_use),
     Fault("client never closes its connection", client_never_closes),
     Fault("client sends half a body for ever", half_a_body_for_ever),
     Fault("disk full while switching", disk_full_while_switching),

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 
 from interlock_agent.host import children, leftovers
-from tests.host import clients
-from tests.host.rig import running
 
 STUBBORN = """
 import signal, sys, time
@@ -32,6 +30,16 @@ class Stubborn:
     def __init__(self) -> None:
         self.all: list[subprocess.Popen[bytes]] = []
 
+    def __enter__(self) -> Stubborn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.all:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
     def start(self, **environment: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, env=environment)
         self.all.append(process)
@@ -42,13 +50,8 @@ class Stubborn:
 
 @pytest.fixture
 def stubborn() -> Iterator[Stubborn]:
-    found = Stubborn()
-    yield found
-    for process in found.all:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    with Stubborn() as found:
+        yield found
 
 
 def test_the_recorded_and_the_marked_are_ended_and_nobody_else(tmp_path: Path, stubborn: Stubborn) -> None:
@@ -83,19 +86,3 @@ async def test_a_child_that_cannot_be_recorded_is_a_child_all_the_same(tmp_path:
     child = await children.Child.start([sys.executable, "-c", STUBBORN], tmp_path / "there-is-none", dict(os.environ))
     child.kill()
     assert await asyncio.wait_for(child.ended, 30) == "SIGKILL", "it is known, and not one more that nobody ends"
-
-
-@pytest.mark.e2e
-async def test_a_child_without_a_record_that_outlived_its_host_is_gone_before_the_next_serves(
-    short_path: Path, stubborn: Stubborn
-) -> None:
-    async with running(short_path) as rig:
-        await rig.confirmed(1)
-        environment = Path(f"/proc/{await rig.live_pid()}/environ").read_bytes()
-        pairs = (part.decode().partition("=") for part in environment.split(b"\0") if part)
-        left = stubborn.start(**{name: value for name, _, value in pairs})  # a child of a worker, say
-        await rig.kill_host()
-        assert left.poll() is None
-        await rig.start()
-        assert left.wait() == -signal.SIGKILL
-        assert (await clients.infer(rig.address)).release == "filetype/1.1.0"

@@ -149,6 +149,7 @@ class Describer:
             unit["until"] = _waits_until(self._engine.record(name))
             unit["progress"] = self._engine.shared.progress.get(name)
             unit["checks"] = self._engine.shared.checks.get(name, [])
+            unit["gap"] = self._engine.shared.gaps[name].document() if name in self._engine.shared.gaps else {}
             unit["alarmed"] = self._alarm(name) or None
             unit["host"] = self._units.get(name)
         link = None if self.broker is None else {"connected": self.broker.connected, "trouble": self.broker.trouble}

@@ -53,3 +53,21 @@ def test_what_is_wrong_with_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_is_long_being_opened_says_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
     text = said(monkeypatch, phase="gating", progress={"doing": "gate", "stage": "loads", "seconds": 125})
     assert "gating (loads, 125 s)" in text
+
+
+PLANNED = {"why": "policy", "expected_s": 4.2, "at_most_s": 30.0}
+
+
+def test_a_gap_is_told_before_it_begins_and_while_nothing_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = said(monkeypatch, phase="gating", gap=PLANNED, host={"gap": {"last_s": 0.0}})
+    assert "gap detector nothing will serve for about 4 s, at most 30 s: policy" in text
+    text = said(monkeypatch, phase="gating", gap=PLANNED, host={"gap": {"last_s": 0.0, "left_s": 25.12}})
+    assert "gap detector nothing serves, to make room for a candidate; for at most 25 s more" in text
+    assert "will serve" not in text
+    assert "gap" not in said(monkeypatch, gap=PLANNED, host={"gap": {"last_s": 4.0}}), "it is over"
+
+
+def test_a_trial_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {"doing": "trial", "elapsed_s": 12.345, "requests": 40, "golden_runs": 5}
+    text = said(monkeypatch, phase="trial", progress=seen | {"min_seconds": 60.0, "min_requests": 1000})
+    assert "detector trial: 12 of 60 s, 45 of 1000 requests (5 of them its own golden items)" in text

@@ -41,12 +41,32 @@ def status(as_json: output.AsJson = False, config: output.ConfigPath = None) -> 
         for what, trouble in (("does not start", seen.get("trouble")), ("hook", seen.get("hook_trouble"))):
             if trouble:
                 output.out.print(f"[red]{escape(name)}[/] {what}: {escape(trouble)}", soft_wrap=True)
+        _show_attempt(name, unit)
         _show_health(name, unit)
     for note in document["notes"]:
         output.out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for entry in document["quarantine"]:
         text = f"{entry['version']} ({entry['payload_sha256'][:12]}…): {entry['reason']} at {entry['at']}"
         output.out.print(f"[red]quarantine[/] {escape(text)}", soft_wrap=True)
+
+
+def _show_attempt(name: str, unit: dict[str, Any]) -> None:
+    """How far a trial is; a gap, before it begins and while nothing serves."""
+    progress = unit.get("progress") or {}
+    if unit["phase"] == "trial" and progress.get("doing") == "trial":
+        asked = progress["requests"] + progress["golden_runs"]
+        text = f"{progress['elapsed_s']:.0f} of {progress['min_seconds']:g} s, "
+        text += f"{asked} of {progress['min_requests']} requests"
+        if progress["golden_runs"]:
+            text += f" ({progress['golden_runs']} of them its own golden items)"
+        output.out.print(f"{escape(name)} trial: {text}", soft_wrap=True)
+    left_s, told = ((unit.get("host") or {}).get("gap") or {}).get("left_s"), unit.get("gap") or {}
+    if left_s is not None:
+        text = f"nothing serves, to make room for a candidate; for at most {max(left_s, 0.0):.0f} s more"
+        output.out.print(f"[yellow]gap[/] {escape(name)} {text}", soft_wrap=True)
+    elif told and unit["phase"] in ("staged", "gating"):
+        text = f"nothing will serve for about {told['expected_s']:.0f} s, at most {told['at_most_s']:g} s: {told['why']}"
+        output.out.print(f"[yellow]gap[/] {escape(name)} {escape(text)}", soft_wrap=True)
 
 
 def _show_health(name: str, unit: dict[str, Any]) -> None:

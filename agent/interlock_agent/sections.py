@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -19,7 +20,14 @@ class Section(BaseModel):
 
 
 SystemdUnit = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9:_.@\\-]{0,254})?$")]  # a unit of the system
-Url = Annotated[str, Field(pattern=r"^(https?://[^/\s]+\S*)?$")]
+
+
+def _with_a_port(url: str) -> str:
+    urlsplit(url).port  # noqa: B018  # raises ValueError where it is none
+    return url
+
+
+Url = Annotated[str, Field(pattern=r"^(https?://[^/\s]+\S*)?$"), AfterValidator(_with_a_port)]
 
 
 def is_one_of_three(command: object, systemd: str, http: str, name: str) -> None:

@@ -280,6 +280,7 @@ def test_every_kind_of_check_is_read_or_asked() -> None:
         ({"name": "a", "exec": ("check",)}, "no absolute path"),
         ({"name": "a", "systemd": "--root=/"}, "pattern"),
         ({"name": "a", "http": "file:///etc/shadow"}, "pattern"),
+        ({"name": "a", "http": "http://x:99999/"}, "Port out of range"),
         ({"name": "a", "http": "http://x", "period_s": 0}, "greater"),
         ({"name": "A b", "http": "http://x"}, "pattern"),
     ],

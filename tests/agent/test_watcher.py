@@ -305,7 +305,8 @@ async def test_a_probe_that_does_not_end_holds_nobody_up(bench: Bench, monkeypat
     over.set()
 
 
-async def test_owners_probes_need_no_host_in_a_trial(bench: Bench) -> None:
+async def test_owners_probes_speak_of_what_serves(bench: Bench) -> None:
+    """A host that was killed in a trial interrupts it: an application without a model must not condemn the release."""
     bench.host.status = None
     probes = [
         Probe("exec_a", "exec", 1.0, 1.0, settings={"target": ["/bin/a", "-x"]}),
@@ -314,10 +315,12 @@ async def test_owners_probes_need_no_host_in_a_trial(bench: Bench) -> None:
     ]
     watcher = bench.watch(*probes, check("ready"), generation=7)
     bench.probes.wrong["http://b/"] = "HTTP 503"
+    assert set((await bench.look(watcher)).values()) == {PENDING}
+    bench.host.status = status(trial=7)
     found = await bench.look(watcher)
-    assert found == {"exec_a": PASSING, "http_b": FAILING, "systemd_c": PASSING, "ready": PENDING}
+    assert found == {"exec_a": PASSING, "http_b": FAILING, "systemd_c": PASSING, "ready": PASSING}
     assert watcher.board.failing() == "http_b"
-    assert bench.probes.asked == ["/bin/a", "http://b/", "c.service"]
+    assert bench.probes.asked == ["/bin/a", "http://b/", "c.service", "detector"]
 
 
 async def test_memory_and_gpu_faults_are_looked_at_from_the_beginning_of_the_watch(bench: Bench) -> None:

@@ -65,7 +65,9 @@ def _show_attempt(name: str, unit: dict[str, Any]) -> None:
         text = f"nothing serves, to make room for a candidate; for at most {max(left_s, 0.0):.0f} s more"
         output.out.print(f"[yellow]gap[/] {escape(name)} {text}", soft_wrap=True)
     elif told and unit["phase"] in ("staged", "gating"):
-        text = f"nothing will serve for about {told['expected_s']:.0f} s, at most {told['at_most_s']:g} s: {told['why']}"
+        text = (
+            f"nothing will serve for about {told['expected_s']:.0f} s, at most {told['at_most_s']:g} s: {told['why']}"
+        )
         output.out.print(f"[yellow]gap[/] {escape(name)} {escape(text)}", soft_wrap=True)
 
 

@@ -4,8 +4,8 @@
   asked in tasks of their own, each bounded by its timeout: nothing here keeps a lease from being renewed.
 - What nobody answered for want of a host is no result: it is asked again.
 - In a trial, counters are looked at as a whole; after it, since the last look that told something.
-- After a trial nothing is judged while nothing serves by no fault of the release: the host is away, makes room for a
-  candidate, or has just been started and loads it. An application that has no model then is not the model's fault.
+- Nothing is judged while nothing serves by no fault of the release: the host is away, or, after the trial, makes room
+  for a candidate or has just been started and loads it. An application that has no model then is not its fault.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ CLOSE_S = 5.0  # for what is being asked to end; a process in the kernel's hands
 FAULTS_S = 3600.0  # after a trial, faults of a GPU are those of the last hour: an alarm ends some day
 MEMORY_KEPT = 64
 WORKERS_FAULT = ("worker_died", "worker_hung", "inference_failed", "out_of_memory")
-BY_COUNTERS = frozenset(READERS) - {"application", "gpu_faults"}  # they need the host
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,6 @@ class Watcher:
 
     def _needs_host(self, probe: Probe) -> bool:
         """Whether its result says something only while the host tells that the release serves."""
-        if probe.kind in NEEDS_HOST or self.watched.generation:
-            return probe.kind in NEEDS_HOST
         word = self._shared.words.get(self.watched.unit)
         return probe.kind != APPLICATION or (word is not None and not word.healthy)
 
@@ -307,4 +304,3 @@ ASKERS: dict[str, Callable[[Watcher, Probe], Awaitable[Reading | None]]] = {
     "http": Watcher.http,
     "systemd": Watcher.systemd,
 }
-NEEDS_HOST = BY_COUNTERS | {"ready", "golden"}

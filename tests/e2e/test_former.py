@@ -1,4 +1,5 @@
-"""An agent and a host of different commits work together: the one before, from this repository's history, and this one.
+"""An agent and a host of different commits work together: the wheels of the one before, built from this repository's
+history, and this one.
 
 `INTERLOCK_FORMER` names another commit than the one before. Without history (a shallow clone, a package) the tests are
 skipped, and say so.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -23,14 +25,23 @@ from tests.rig.fleet import BIN
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FORMER = "0.0.1"  # as the exported packages call themselves, so that nothing else can be meant
+FORMER = "0.0.1"  # as its wheels call themselves, so that nothing else can be meant
 
 MANIFEST_CHANGED = ("invalid", "needs_agent")  # an unknown field in a signed document is a refusal
 
 
+def pip(*words: str) -> None:
+    """Without any index: what is needed is here."""
+    options = ["--no-index", "--no-deps", "--disable-pip-version-check", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", words[0], *options, *words[1:]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def former(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which the device's programs are those of the commit before."""
+    """An environment in which the device's programs are those of the commit before, installed from its wheels."""
     commit = os.environ.get("INTERLOCK_FORMER", "HEAD^")
     try:
         made = subprocess.run(["git", "archive", commit, "agent", "shared"], cwd=ROOT, capture_output=True, check=True)
@@ -39,12 +50,28 @@ def former(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("former")
     with tarfile.open(fileobj=BytesIO(made.stdout)) as archive:
         archive.extractall(folder, filter="data")
+    for package in ("agent", "shared"):  # another version than today's, so that nothing else can be meant
+        project = folder / package / "pyproject.toml"
+        project.write_text(re.sub(r'(?m)^version = ".*"$', f'version = "{FORMER}"', project.read_text()))
     version = folder / "agent" / "interlock_agent" / "__init__.py"
     version.write_text(f'"""Of a former commit."""\n\n__version__ = "{FORMER}"\n')
-    environment = {**os.environ, "PYTHONPATH": f"{folder / 'agent'}{os.pathsep}{folder / 'shared'}"}
+    built = [
+        "wheel",
+        "--no-build-isolation",
+        "-w",
+        str(folder / "wheels"),
+        str(folder / "agent"),
+        str(folder / "shared"),
+    ]
+    pip(*built)
+    installed = folder / "installed"
+    wheels = sorted((folder / "wheels").glob(f"interlock_*-{FORMER}-*.whl"))
+    assert len(wheels) == 2, wheels
+    pip("install", "--no-compile", "--target", str(installed), *map(str, wheels))
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
     look = "import interlock_agent, interlock_shared; print(interlock_agent.__file__, interlock_shared.__file__)"
     found = subprocess.run([sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.count(str(folder)) == 2, found.stdout
+    assert found.stdout.count(str(installed)) == 2, found.stdout
     return environment
 
 

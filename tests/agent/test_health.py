@@ -180,6 +180,8 @@ LOOKED = {"looked": 100, "constant": 95, "outside": {"y": 3}}
         ({"check": "worker_alive"}, Sight({}), FAIL, None),
         ({"check": "worker_alive"}, Sight({}, live="w2", crashes=2, crashes_before=1), FAIL, 2.0),
         ({"check": "worker_alive"}, Sight({}, live="w2", crashes=1, crashes_before=2), PASS, None),
+        ({"check": "worker_alive"}, Sight({}, live="w2", crashes=2, crashes_before=2, crashes_lately=2), PASS, None),
+        ({"check": "worker_alive"}, Sight({}, live="w2", crashes=3, crashes_before=3, crashes_lately=3), FAIL, 3.0),
         ({"check": "error_rate"}, Sight({"requests": 19, "errors": 19}), UNAVAILABLE, None),
         ({"check": "error_rate"}, Sight({"requests": 100, "errors": 1}), PASS, 0.01),
         ({"check": "error_rate"}, Sight({"requests": 100, "errors": 2}), FAIL, 0.02),

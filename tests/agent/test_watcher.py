@@ -159,6 +159,21 @@ async def test_another_worker_counts_from_nothing(bench: Bench) -> None:
     assert (await bench.look(watcher))["worker_alive"] == PASSING  # it crashed once, not since
 
 
+async def test_a_worker_that_crashes_again_and_again_is_not_well_in_between(bench: Bench) -> None:
+    """Loaded again at once each time, it answers at every other look."""
+    bench.host.status = status(crashes=5)  # in a former life of the agent
+    watcher = bench.watch(check("worker_alive", failure_threshold=3))
+    found = [(await bench.look(watcher, 10.0))["worker_alive"]]
+    for crashes in (6, 6, 7, 7, 8, 8, 8):
+        bench.host.status = status(crashes=crashes, live_worker=f"w{crashes}")
+        found.append((await bench.look(watcher, 10.0))["worker_alive"])
+    assert found == [PASSING] * 7 + [FAILING]
+    assert watcher.board.message("worker_alive") == "its worker ended by itself 3 times in 10 minutes"
+    assert (await bench.look(watcher, 600.0))["worker_alive"] == PASSING
+    bench.host.status = status(crashes=1, live_worker="w9")  # one that had served for long
+    assert (await bench.look(watcher, 10.0))["worker_alive"] == PASSING
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -13,6 +13,8 @@ from interlock_agent.core.probes import FAIL, PASS, UNAVAILABLE, Probe, Reading
 
 ENOUGH_REQUESTS = 20  # below, one is 5 % or more: a share or a quantile of so few says nothing
 ENOUGH_SAMPLES = 10  # of answers that the worker has looked at
+CRASHES_S = 600.0
+CRASHES_MAX = 2  # in that time: a release that serves for a while between its crashes is not well
 MEMORY_SAMPLES = 6  # below, growth cannot be told from warming up
 MEMORY_ENDS = 3  # samples at either end that are compared: one peak is no growth
 MEMORY_SPAN = {"1000_requests": 1000.0, "hour": 60.0}  # requests, or seconds, that they must be apart
@@ -46,6 +48,7 @@ class Sight:
     live: str = ""  # worker
     crashes: int = 0  # of the confirmed release's worker, one after the other
     crashes_before: int = 0
+    crashes_lately: int = 0  # in the last CRASHES_S
     memory: Sequence[Memory] = ()
     incumbent: Mapping[str, float] = field(default_factory=dict)  # latency felt before the switch, ms by quantile
     gpu_faults: int | None = None  # since the watch began; None: this device does not tell
@@ -69,11 +72,14 @@ def _none(why: str) -> Reading:
 
 
 def worker_alive(probe: Probe, sight: Sight) -> Reading:
-    """A worker answers, and none has crashed since the last look."""
+    """A worker answers, and none has crashed since the last look, nor again and again."""
     if not sight.live:
         return Reading(FAIL, message="no worker of it answers")
     if sight.crashes > sight.crashes_before:
         return Reading(FAIL, float(sight.crashes), message="its worker ended by itself")
+    if sight.crashes_lately > CRASHES_MAX:
+        text = f"its worker ended by itself {sight.crashes_lately} times in {CRASHES_S / 60:.0f} minutes"
+        return Reading(FAIL, float(sight.crashes_lately), float(CRASHES_MAX), text)
     return Reading(PASS)
 
 

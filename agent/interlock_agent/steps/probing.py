@@ -19,7 +19,7 @@ from typing import Any
 from interlock_agent.config import Unit
 from interlock_agent.core.gate.right import parity
 from interlock_agent.core.probes import APPLICATION, FAIL, PASS, UNAVAILABLE, Board, Probe, Reading
-from interlock_agent.core.readings import READERS, Memory, Sight
+from interlock_agent.core.readings import CRASHES_S, READERS, Memory, Sight
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Shared
 from interlock_shared.errors import InterlockError, Refused, Unreachable
@@ -67,6 +67,7 @@ class Watcher:
         self._before: dict[str, dict[str, Any]] = {}
         self._first: dict[str, Any] = {}
         self._crashes = -1
+        self._crashed: list[float] = []  # when
         self._memory: list[Memory] = []
         self._faults: list[tuple[float, int]] = []  # each count of the driver's, and when it was first seen
         self._faulted(self._clock.monotonic())
@@ -171,6 +172,9 @@ class Watcher:
         counters, crashes = dict(self.status.get("counters") or {}), int(self.status.get("crashes", 0))
         if probe.kind == "memory_growth":
             self._sample(asked, counters)
+        if probe.kind == "worker_alive":
+            self._crashed += [asked] * (crashes - max(self._crashes, 0))
+            self._crashed = [at for at in self._crashed if at > asked - CRASHES_S]
         sight = Sight(
             counters=counters,
             since=self._since.get(probe.name, self._first),
@@ -178,6 +182,7 @@ class Watcher:
             live=str(self.status.get("live_worker", "")),
             crashes=crashes,
             crashes_before=max(self._crashes, 0),
+            crashes_lately=len(self._crashed),
             memory=self._memory,
             incumbent=self.watched.felt,
             gpu_faults=self._faulted(asked) if probe.kind == "gpu_faults" else None,

@@ -69,13 +69,21 @@ class Guard:
                     try:
                         await self._look(unit)
                     except Exception as fault:  # noqa: BLE001  # one unit's trouble leaves the others watched
-                        if not isinstance(fault, InterlockError):
-                            self._engine.on_fault(unit, fault)
-                        log.warning("not watched: %s", fault, extra={"unit": unit})
+                        await self._unwatched(unit, fault)
                 await self._ports.clock.sleep(TICK_S)
         finally:
             for unit in list(self._watches):
                 await self._end(unit)
+
+    async def _unwatched(self, unit: str, fault: Exception) -> None:
+        """What cannot be watched is nobody's to trust: its manifest cannot be read, say."""
+        if not isinstance(fault, InterlockError):
+            self._engine.on_fault(unit, fault)
+        log.warning("not watched: %s", fault, extra={"unit": unit})
+        record = self._engine.record(unit)
+        if record.confirmed is not None and not isinstance(fault, Later):
+            seen = {"check": "watch", "message": str(fault)[:500]}
+            await self._alarm(record, record.confirmed, seen, "not_watched")
 
     async def _look(self, unit: str) -> None:
         record = self._engine.record(unit)

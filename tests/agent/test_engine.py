@@ -118,3 +118,25 @@ def test_what_was_put_off_when_the_device_changed_is_judged_later_and_once(monke
     # put off; then nothing can be said: once a life of the agent; then rejected: told, and it stays
     assert told == [1, 1, 0, 1, 0, 0]
     assert machine.journal.record(UNIT).fingerprint == "f" * 64
+
+
+def test_a_confirmed_release_that_cannot_be_watched_is_an_alarm() -> None:
+    alarms: list[dict[str, str]] = []
+
+    async def story(machine: Machine) -> None:
+        await roll_out(machine, "1.0.0")
+        name = f"slots/{UNIT}/a/.interlock/manifest.json"
+        whole = machine.disk.read(name)
+        assert whole is not None
+        machine.disk.write(name, b"{")
+        machine.strike("agent", "it is started again")
+        await machine.settled()
+        await asyncio.sleep(3.0)
+        alarms.extend(machine.journal.meta["alarms"].values())
+        machine.disk.write(name, whole)
+        await asyncio.sleep(3.0)
+
+    machine = run(story)
+    assert [(one["check"], one["why"]) for one in alarms] == [("watch", "not_watched")]
+    assert not machine.journal.meta["alarms"]
+    assert machine.server.kinds()[-2:] == ["unhealthy", "recovered"], "told once, and when it is over"

@@ -222,6 +222,20 @@ def test_one_on_another_port_goes_at_once(kept: Any) -> None:
     listener.close()
 
 
+def test_one_that_is_taken_beside_one_that_goes_is_kept_on(kept: Any) -> None:
+    make, heard = kept
+    number, address = listening("127.0.0.1:0")
+    other, _ = listening("127.0.0.1:0")
+    taken = make(("interlock-listen-detector/", number), ("interlock-listen-detector/", other)).take(
+        "detector", address
+    )
+    assert taken is not None
+    removed, stored = heard()
+    assert removed.startswith("FDSTOREREMOVE=1"), "by its name, which both have"
+    assert stored.startswith("FDSTORE=1")
+    taken.close()
+
+
 def test_one_that_does_not_listen_or_is_no_socket_goes(kept: Any, tmp_path: Path) -> None:
     make, heard = kept
     bound = socket.socket()

@@ -77,15 +77,15 @@ class Kept:
     def take(self, unit: str, address: str) -> socket.socket | None:
         """The unit's socket when it listens on that address still (`HOST:PORT` or `unix:/path`), else None; another one
         of the unit is closed: it could hold the port. Blocks."""
-        found = None
-        for name, kept in list(self._sockets):
-            if _unit(name) != unit:
-                continue
+        found, mine = None, [(name, kept) for name, kept in self._sockets if _unit(name) == unit]
+        for name, kept in mine:
             self._sockets.remove((name, kept))
             if found is None and _listens(name, kept, unit, address):
                 found = kept
             else:
                 self._close(name, kept)
+        if found is not None and len(mine) > 1:  # what has the same name was removed with it
+            self.keep(unit, found)
         return found
 
     def forget(self) -> None:

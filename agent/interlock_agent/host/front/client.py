@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,10 @@ class Client(asyncio.BufferedProtocol):
         self._transport = transport  # type: ignore[assignment]  # stream protocols get a Transport
         self._progress = self._service.now()
         if not self._service.join(self):
+            if self._service.crowded:
+                self._deaf = True
+                self._transport.abort()  # type: ignore[union-attr]  # as above
+                return
             self._refuse(Malformed(503, "too_many_connections", "the front has as many connections as it may"))
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -296,6 +301,12 @@ class Client(asyncio.BufferedProtocol):
         if now - self._progress > limit:
             part = "body" if self._parser.in_body else "head"
             self._refuse(Malformed(408, "timeout", f"the {part} of the request did not come within {limit:g} s"))
+
+    @property
+    def idle_since(self) -> float:
+        """Loop time of its last byte, where it has asked nothing and waits for nothing; else inf."""
+        busy = self._exchange is not None or self._paused_writing or self._deaf or self._own or not self._parser.idle
+        return math.inf if busy else self._progress
 
     def stop(self) -> None:
         """The service ends: idle connections are closed, others after their answer."""

@@ -45,6 +45,7 @@ SWEEP_EVERY_S = 0.5
 ACCESS_EVERY_S = 1.0  # how soon a renewed certificate, or a changed file of tokens, holds
 RPC_EVERY_S = 1.0  # where its address cannot be had
 MAX_CLIENTS = 1024
+IDLE_S = 60.0  # of a client that makes place for another where there are as many as may be
 BACKLOG = 1024
 SCRATCH_BYTES = 64 * 1024  # read at once; a large body's rest goes where it belongs
 
@@ -170,9 +171,19 @@ class Service:
     # --- clients ----------------------------------------------------------------------------------------------------
 
     def join(self, client: Client) -> bool:
-        """A client is there; False when there are too many."""
+        """A client is there; False when there are too many. One that has asked nothing for long makes place."""
+        if len(self._clients) >= MAX_CLIENTS:
+            oldest = min(self._clients, key=lambda one: one.idle_since)
+            if oldest.idle_since < self.now() - IDLE_S:
+                oldest.stop()
+                self._clients.discard(oldest)
         self._clients.add(client)
         return len(self._clients) <= MAX_CLIENTS
+
+    @property
+    def crowded(self) -> bool:
+        """Not even those that are told so are waited for: descriptors are needed for what comes from workers."""
+        return len(self._clients) > 2 * MAX_CLIENTS
 
     def leave(self, client: Client) -> None:
         """It has gone."""

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -35,6 +36,13 @@ async def until(condition: Callable[[], Any], what: str = "condition") -> Any:
         if time.monotonic() > end:
             raise AssertionError(f"not within {DEADLINE_S} s: {what}")
         await asyncio.sleep(0.005)
+
+
+def free_port() -> str:
+    """An address that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
 
 
 class OrderError(Exception):

@@ -48,6 +48,13 @@ TLS = {"certificate": "/c.pem", "key": "/k.pem"}
         ({"access": {"tokens": "tokens"}}, "no absolute path"),
         ({"access": {"socket_mode": "rw"}}, "socket_mode"),
         ({"access": {"users": [-1]}}, "users"),
+        ({"grpc_listen": "0.0.0.0:8501"}, "not a port of this machine alone"),
+        ({"grpc_listen": "127.0.0.1:0"}, "not a port of this machine alone"),
+        ({"grpc_listen": "unix:/run/x.sock"}, "not a port of this machine alone"),
+        ({"grpc_listen": "localhost:8501", "access": {"socket_mode": "600"}}, "exclude each other"),
+        ({"grpc_listen": "localhost:8501", "access": TLS}, "exclude each other"),
+        ({"queue_max": -1}, "queue_max"),
+        ({"queue_s": 0}, "queue_s"),
     ],
 )
 def test_settings_that_make_no_sense(unit: dict[str, Any], complaint: str) -> None:
@@ -64,6 +71,7 @@ def test_settings_that_make_no_sense(unit: dict[str, Any], complaint: str) -> No
         {"listen": "unix:/run/x.sock"},
         {"listen": "0.0.0.0:8500", "access": {**TLS, "client_ca": "/ca.pem"}},
         {"listen": "[::]:8500", "access": {**TLS, "tokens": "/t"}},
+        {"grpc_listen": "[::1]:8501", "access": {"tokens": "/t", "users": ["root"]}},
     ],
 )
 def test_settings_that_do(unit: dict[str, Any]) -> None:

@@ -57,3 +57,25 @@ def test_a_connection_of_another_user_is_theirs(pair: Any) -> None:
     finally:
         os.seteuid(0)
     assert peers.user(theirs) == 12345
+
+
+def test_one_that_speaks_ipv4_over_a_socket_of_ipv6_is_found() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        try:
+            ours = socket.socket(socket.AF_INET6)
+            ours.connect(("::ffff:127.0.0.1", port))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        with ours:
+            theirs, (host, number) = listener.accept()
+            with theirs:
+                assert peers.user(theirs) == ME
+                assert peers.of_call(f"ipv4:{host}:{number}", f"127.0.0.1:{port}") == ME
+                assert peers.of_call(f"ipv4:{host}:{number}", f"localhost:{port}") == ME
+                assert peers.of_call(f"ipv4:{host}:{number}", "127.0.0.1:1") == NO_USER
+
+
+def test_a_peer_that_the_kernel_does_not_know_is_nobody() -> None:
+    for peer in ("unix:", "ipv4:127.0.0.1:x", "ipv6:%5B::1%5D:1", "ipv4:10.0.0.1:1", ""):
+        assert peers.of_call(peer, "127.0.0.1:1") == NO_USER

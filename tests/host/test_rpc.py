@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,19 +18,13 @@ import tritonclient.grpc.aio as triton
 from grpc import StatusCode
 from tritonclient.utils import InferenceServerException
 
-from tests.host.clients import Load, infer
-from tests.host.rig import UNIT, OrderError, Rig, running, until
+from tests.host.clients import INFER, Connection, Load, get, infer, inference, request
+from tests.host.rig import UNIT, OrderError, Rig, free_port, running, until
 
 pytestmark = pytest.mark.e2e
 
 MAGIC = 666.0
 SERVICE = "/inference.GRPCInferenceService/"
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{found.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -187,20 +182,47 @@ async def test_a_front_that_is_replaced_takes_the_port_again(rig: Rig) -> None:
         assert (await caller.infer())[0] == "1.1.0"
 
 
-async def test_tokens_hold_before_a_message_is_taken(rig: Rig, tmp_path: Path) -> None:
+async def test_shared_memory_is_ones_own_whichever_way_one_asks(rig: Rig, shared: Path) -> None:
+    await rig.confirmed(1, scale=3.0)
+    async with asking(rig) as caller:
+        client, key = caller.client, f"/{shared.name}"
+        await client.register_system_shared_memory("frames", key, 64)
+        status = await client.get_system_shared_memory_status()
+        assert [(n, r.key, r.offset, r.byte_size) for n, r in status.regions.items()] == [("frames", key, 0, 64)]
+        assert [r["name"] for r in (await get(rig.address, "/v2/systemsharedmemory/status")).json()] == ["frames"]
+        shared.write_bytes(np.array([1, 2, 3, 4], np.float32).tobytes().ljust(4096, b"\0"))
+        given, wanted = triton.InferInput("x", [1, 4], "FP32"), triton.InferRequestedOutput("y")
+        given.set_shared_memory("frames", 16)
+        wanted.set_shared_memory("frames", 16, offset=32)
+        said = await client.infer(UNIT, [given], outputs=[wanted])
+        assert said.get_output("y").parameters["shared_memory_region"].string_param == "frames"
+        assert list(said.get_response().raw_output_contents) == [b""]
+        assert np.frombuffer(shared.read_bytes()[32:48], np.float32).tolist() == [3.0, 6.0, 9.0, 12.0]
+        with pytest.raises(InferenceServerException) as failure:
+            await client.register_system_shared_memory("frames", key, 32)
+        assert failure.value.status() == "StatusCode.ALREADY_EXISTS"
+        with pytest.raises(InferenceServerException) as failure:
+            await client.register_system_shared_memory("more", "/../etc/passwd", 32)
+        assert failure.value.status() == "StatusCode.INVALID_ARGUMENT"
+        await client.unregister_system_shared_memory("frames")
+        with pytest.raises(InferenceServerException) as failure:
+            await client.infer(UNIT, [given], outputs=[wanted])
+        assert failure.value.status() == "StatusCode.INVALID_ARGUMENT"
+        with pytest.raises(InferenceServerException) as failure:
+            await client.get_system_shared_memory_status("frames")
+        assert failure.value.status() == "StatusCode.NOT_FOUND"
+
+
+async def test_tokens_and_users_hold(rig: Rig, tmp_path: Path) -> None:
     await rig.confirmed(1)
     tokens = tmp_path / "tokens"
     tokens.touch(0o600)
     tokens.write_text(hashlib.sha256(b"secret").hexdigest() + " camera\n")
-    async with asking(rig, access={"tokens": str(tokens), "users": ["root"]}) as caller:
+    async with asking(rig, access={"tokens": str(tokens), "users": [os.getuid()]}) as caller:
         assert await caller.client.is_server_live()  # probes have no token
         assert (await caller.refused())[0] == "StatusCode.UNAUTHENTICATED"
         assert (await caller.refused(headers={"authorization": "Bearer wrong"}))[0] == "StatusCode.UNAUTHENTICATED"
         assert (await caller.infer(headers={"authorization": "Bearer secret"}))[0] == "1.1.0"
-
-
-async def test_users_hold(rig: Rig) -> None:
-    await rig.confirmed(1)
     async with asking(rig, access={"users": [4711]}) as caller:
         status, sentence = await caller.refused()
         assert (status, sentence) == ("StatusCode.PERMISSION_DENIED", "this user may not ask this model")
@@ -227,6 +249,12 @@ async def test_deadlines_and_the_queue(rig: Rig) -> None:
     """Without a worker everything waits: what has a deadline is told so, what is cancelled leaves its place."""
     async with asking(rig, queue={"max": 2, "s": 30.0}) as caller:
         assert not await caller.client.is_server_ready()
+        async with Connection(rig.address) as connection:
+            body = inference([1.0, 2.0, 3.0, 4.0])
+            reply = await connection.ask(request(INFER, body, Interlock_Timeout_Ms="20"))
+            assert (reply.status, reply.json()["code"]) == (504, "deadline_exceeded")
+            reply = await connection.ask(request(INFER, body, Interlock_Timeout_Ms="soon"))
+            assert (reply.status, reply.json()["code"]) == (400, "bad_timeout")
         assert not await caller.client.is_model_ready(UNIT)
         assert (await caller.refused(client_timeout=0.2))[0] == "StatusCode.DEADLINE_EXCEEDED"
 

@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import tritonclient.grpc as triton
 
 from interlock_agent.client import Model
 from interlock_agent.host import wire
 from tests.bench.result import Figure, quantile
 from tests.host.clients import INFER, inference
-from tests.host.rig import UNIT, Rig, running
+from tests.host.rig import UNIT, Rig, free_port, running
 from tests.rig.triton import TritonServer
 
 BLOCKS = 15
@@ -63,6 +64,7 @@ class Bed:
 
     cell: Cell
     address: str
+    rpc: str
     worker: Path  # its socket
     model: Path
     row: Any = field(init=False)
@@ -115,6 +117,15 @@ def _json(bed: Bed) -> Iterator[Ask]:
 @contextmanager
 def _binary(bed: Bed) -> Iterator[Ask]:
     yield _http(bed.address, bed, *bed.binary(), _of_binary)
+
+
+@contextmanager
+def _rpc(bed: Bed) -> Iterator[Ask]:
+    """`tritonclient.grpc`, with a request that was built before, as the other ways have."""
+    tensor = triton.InferInput("x", list(bed.row.shape), "FP32")
+    tensor.set_data_from_numpy(bed.row)
+    with closing(triton.InferenceServerClient(bed.rpc)) as client:
+        yield lambda: _check(bed, client.infer(UNIT, [tensor]).as_numpy("y"))
 
 
 @contextmanager
@@ -180,6 +191,7 @@ WAYS = {
     "worker": _worker,
     "JSON": _json,
     "binary": _binary,
+    "gRPC": _rpc,
     "client": _client,
     "tritonserver": _tritonserver,
 }
@@ -242,14 +254,16 @@ def _rows(cell: Cell, found: dict[str, list[float]]) -> list[Figure]:
 
 async def _cell(folder: Path, cell: Cell, blocks: int) -> list[Figure]:
     async with running(folder, guarded=False) as rig:
+        rpc = free_port()
+        await rig.configure(grpc_listen=rpc)
         await rig.confirmed(1, width=cell.width, slow=cell.slow, scale=2.0)
-        bed = await asyncio.to_thread(_bed, rig, cell)
+        bed = await asyncio.to_thread(_bed, rig, rpc, cell)
         return await asyncio.to_thread(lambda: _rows(cell, measure(bed, WAYS, blocks)))
 
 
-def _bed(rig: Rig, cell: Cell) -> Bed:
+def _bed(rig: Rig, rpc: str, cell: Cell) -> Bed:
     (socket_path,) = (rig.folder / "run" / "workers").glob("*.sock")
-    return Bed(cell, rig.address, socket_path, rig.slots / "a" / "model.onnx")
+    return Bed(cell, rig.address, rpc, socket_path, rig.slots / "a" / "model.onnx")
 
 
 def figures(folder: Path, scale: float) -> list[Figure]:

@@ -158,7 +158,12 @@ class Rpc(grpc.GenericRpcHandler):  # type: ignore[misc]  # the library carries 
                 return await unary(request, context)
             raise asyncio.CancelledError  # it ended before it had asked
 
-        if self._service.access is None or name in OPEN:
+        async def probed(_requests: AsyncIterator[bytes], context: Any) -> bytes:
+            return await answer(b"", context)
+
+        if name in OPEN:  # its message is empty; what else somebody without a token sends is not taken
+            return grpc.stream_unary_rpc_method_handler(probed)
+        if self._service.access is None:
             return grpc.unary_unary_rpc_method_handler(unary)
         return grpc.stream_unary_rpc_method_handler(checked)
 

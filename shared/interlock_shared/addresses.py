@@ -39,7 +39,5 @@ def unfit_for_rpc(listen: str, access: Mapping[str, Any]) -> str:
         return f"grpc_listen {listen} is not a port of this machine alone, as 127.0.0.1:8501 is"
     unknown = sorted(name for name, value in access.items() if value and name not in _KNOWN_TO_RPC)
     if unknown:
-        return (
-            f"grpc_listen does not hold access.{unknown[0]}: of access it knows {' and '.join(sorted(_KNOWN_TO_RPC))}"
-        )
+        return f"grpc_listen and access.{unknown[0]} exclude each other: gRPC can hold users and tokens alone"
     return ""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from interlock_agent import engine as agent_engine
-from interlock_agent.core import reports, states
+from interlock_agent.core import readings, reports, states
+from interlock_agent.core.probes import FAIL, Probe, Reading
 from interlock_agent.core.records import UnitRecord
 from interlock_agent.core.states import Effect, Event, Phase, Resumption, Row
 from interlock_agent.host import core as host_core
@@ -179,6 +180,16 @@ def room_is_not_waited_for(patch: Patch) -> None:
     patch.setattr(Effects, "gone", at_once)
 
 
+def silence_is_a_fault(patch: Patch) -> None:
+    proper = readings.READERS["error_rate"]
+
+    def hasty(probe: Probe, sight: readings.Sight) -> Reading | None:
+        said = proper(probe, sight)
+        return replace(said, outcome=FAIL) if said else None
+
+    patch.setitem(readings.READERS, "error_rate", hasty)
+
+
 BUGS: dict[Callable[[Patch], None], tuple[tuple[str, ...], tuple[str, ...], str]] = {
     effect_before_journal: (("first_install",), (), "journal"),
     spend_after_start: (("first_install",), (), "0 tries were spent"),
@@ -198,6 +209,7 @@ BUGS: dict[Callable[[Patch], None], tuple[tuple[str, ...], tuple[str, ...], str]
     gap_never_ends: (("alone_and_stalled",), (), "does not end"),
     room_is_not_waited_for: (("alone",), (), "did not make room"),
     generation_falls_back: (("upgrade",), (), "generation"),
+    silence_is_a_fault: (("upgrade",), (), "is blamed"),
 }
 
 

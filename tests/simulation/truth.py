@@ -284,12 +284,24 @@ class Truth:
             self._must(cut <= INTERRUPTIONS_MAX, f"{cut} interruptions")
             if transition.event == "host-reverted" and attempt.wish.origin != "rollback" and attempt.payload_sha256:
                 self.failed.add(attempt.payload_sha256)
+        self._blamed(transition)
         old: Any = before.record(UNIT)
         if old is not None and record.confirmed != old.confirmed and record.confirmed is not None:
             known = self.confirmed[-1][1] if self.confirmed else ""
             self._must(record.confirmed.manifest_sha256 == known, "the agent journals a confirmation that is none")
         for entry in transition.outbox:
             self._true(entry)
+
+    def _blamed(self, transition: Transition) -> None:
+        """For a check that failed, and not by the application's word: only what really is bad."""
+        blamed = [one.version for one in transition.quarantine if one.key.startswith("check:")]
+        blamed += [str(one["version"]) for one in transition.outbox if one["kind"] == "unhealthy"]
+        for version in blamed if transition.record.reason != "application" else ():
+            self._must(self._bad(version), f"{version} is blamed ({transition.record.reason}), and is well")
+
+    def _bad(self, version: str) -> bool:
+        conduct = self.machine.conducts[version]
+        return max(conduct.bad_after, conduct.non_finite_after, conduct.dies_after) >= 0
 
     def _true(self, entry: dict[str, Any]) -> None:
         kind, generation = entry["kind"], int(entry["generation"])
@@ -340,6 +352,8 @@ class Truth:
         if machine.server.online:
             told = sorted(machine.server.events)
             self._must(told == list(range(1, machine.journal.following)), f"the server knows {told} of the outbox")
+        for alarm in (machine.journal.meta.get("alarms") or {}).values():
+            self._must(self._bad(alarm["version"]), f"an alarm over {alarm['version']}, which is well")
         waits = record is not None and record.phase == "waiting"
         self._must(waits or not machine.disk.names(f"incoming/{UNIT}"), "something is left beside the slots")
         self.raise_noted()

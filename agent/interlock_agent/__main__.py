@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock_agent import config as configuration
-from interlock_agent import logs
+from interlock_agent import logs, tasks
 from interlock_agent.adapters.broker import Broker
 from interlock_agent.adapters.clock import SystemClock
 from interlock_agent.adapters.control import ControlSocket
@@ -164,9 +164,7 @@ class Agent:
         if self.broker is not None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.broker.goodbye(), 2.0)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await tasks.ended(self._tasks)
         await self.host.stop()
         await self.journal.close()
 

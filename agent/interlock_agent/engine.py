@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+from interlock_agent import tasks
 from interlock_agent.config import Config
 from interlock_agent.core import wishes
 from interlock_agent.core.records import Attempt, Transition, UnitRecord, Wish
@@ -89,10 +90,7 @@ class Engine:
 
     async def stop(self) -> None:
         """End every runner; the journal says where each unit stands."""
-        runners = [*self._runners.values(), *self._asking]
-        for runner in runners:
-            runner.cancel()
-        await asyncio.gather(*runners, return_exceptions=True)
+        await tasks.ended([*self._runners.values(), *self._asking])
         self._runners.clear()
 
     def record(self, unit: str) -> UnitRecord:
@@ -246,8 +244,7 @@ class Engine:
     async def _halt(self, unit: str) -> None:
         runner = self._runners.pop(unit, None)
         if runner is not None and runner is not asyncio.current_task():
-            runner.cancel()
-            await asyncio.gather(runner, return_exceptions=True)
+            await tasks.ended([runner])
         self.shared.release_gate(unit)  # whoever held it for this unit has ended
 
     def _run(self, unit: str, effects: tuple[Effect, ...]) -> None:

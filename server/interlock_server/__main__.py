@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
-from interlock_server import __version__, config, runtime
+from interlock_server import __version__, config, runtime, tasks
 from interlock_server.adapters.blobs import FolderBlobs
 from interlock_server.adapters.broker import Address, Broker
 from interlock_server.adapters.database import Database
@@ -201,9 +201,7 @@ async def _background(work: Any) -> AsyncIterator[None]:
         yield
     finally:
         task.remove_done_callback(ended)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await tasks.ended([task])
 
 
 async def _first_token(tokens: Tokens, settings: config.Settings) -> str | None:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import aiomqtt
 
+from interlock_agent import tasks
 from interlock_agent.core.retry import backoff
 from interlock_agent.ports import Clock
 from interlock_shared import topics
@@ -95,8 +96,7 @@ class Broker:
             finally:
                 self._client = None
                 if greeting is not None:
-                    greeting.cancel()
-                    await asyncio.gather(greeting, return_exceptions=True)
+                    await tasks.ended([greeting])
 
     async def _received(self, topic: str, payload: object) -> None:
         if self.on_message is None or not isinstance(payload, bytes | bytearray):

@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from interlock_agent import tasks
 from interlock_agent.host import messages
 from interlock_shared import __version__
 from interlock_shared.errors import Refused, Unreachable
@@ -43,8 +44,7 @@ class HostClient:
     async def stop(self) -> None:
         """End the connection."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await tasks.ended([self._task])
 
     async def _run(self) -> None:
         while True:

@@ -231,6 +231,8 @@ class Unit(Section):
             raise ValueError(wrong)
         if self.grpc_listen and (wrong := unfit_for_rpc(self.grpc_listen, self.access.told())):
             raise ValueError(wrong)
+        if self.grpc_listen and self.grpc_listen == self.listen:
+            raise ValueError("listen and grpc_listen are one address: each needs a port of its own")
         if self.access.groups and self.listen and not self.listen.startswith("unix:"):
             raise ValueError("access.groups: only a Unix socket knows the groups of who asks")
         return self

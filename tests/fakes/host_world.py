@@ -162,6 +162,9 @@ class FakeFronts:
     serving: dict[str, Upstream | None] = field(default_factory=dict)
     standby: dict[str, Upstream | None] = field(default_factory=dict)
 
+    async def check(self, unit: str, options: dict[str, Any]) -> None:
+        """Everything is possible."""
+
     async def limit(self, unit: str, options: dict[str, Any]) -> None:
         """Nobody asks."""
 

@@ -53,6 +53,7 @@ TLS = {"certificate": "/c.pem", "key": "/k.pem"}
         ({"grpc_listen": "unix:/run/x.sock"}, "not a port of this machine alone"),
         ({"grpc_listen": "localhost:8501", "access": {"socket_mode": "600"}}, "exclude each other"),
         ({"grpc_listen": "localhost:8501", "access": TLS}, "exclude each other"),
+        ({"listen": "127.0.0.1:8500", "grpc_listen": "127.0.0.1:8500"}, "a port of its own"),
         ({"queue_max": -1}, "queue_max"),
         ({"queue_s": 0}, "queue_s"),
     ],

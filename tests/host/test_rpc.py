@@ -18,6 +18,7 @@ import tritonclient.grpc.aio as triton
 from grpc import StatusCode
 from tritonclient.utils import InferenceServerException
 
+from interlock_agent.host.listeners import check_rpc
 from tests.host.clients import INFER, Connection, Load, get, infer, inference, request
 from tests.host.rig import UNIT, OrderError, Rig, free_port, running, until
 
@@ -243,6 +244,26 @@ async def test_what_cannot_be_is_refused_at_configuration(rig: Rig) -> None:
                 await rig.configure(grpc_listen=listen, access=access)
     await rig.confirmed(1)
     assert (await infer(rig.address)).status == 200
+
+
+def test_without_the_library_it_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'interlock-agent\[grpc\]'"):
+        check_rpc("127.0.0.1:8501", {})
+
+
+async def test_a_port_that_was_taken_meanwhile_keeps_nobody_from_serving(rig: Rig) -> None:
+    await rig.confirmed(1)
+    async with asking(rig) as caller:
+        await rig.kill_host()
+        host, _, port = caller.address.rpartition(":")
+        await until(lambda: not rig.children(), "leftovers")
+        with socket.create_server((host, int(port))):
+            await rig.start()
+            assert (await infer(rig.address)).status == 200
+            await until(lambda: "grpc_listen" in (rig.folder / "host.log").read_text(), "a complaint")
+        await until_live(caller)
+        assert (await caller.infer())[0] == "1.1.0"
 
 
 async def test_deadlines_and_the_queue(rig: Rig) -> None:

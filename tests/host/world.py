@@ -113,6 +113,9 @@ class World:
         self.trace.append(f"move {listen}")
         return listen
 
+    async def check(self, unit: str, options: dict[str, Any]) -> None:
+        pass
+
     async def limit(self, unit: str, options: dict[str, Any]) -> None:
         self.trace.append(f"limit {options.get('access') or {}}")
 

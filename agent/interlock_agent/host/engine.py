@@ -86,6 +86,8 @@ class Engine:
             raise Refused("bad_request", f"{name!r} cannot be the name of a unit")
         async with self._configuring:
             seat = self.seats.get(name)
+            if seat is None or seat.options != options:
+                await self._fronts.check(name, options)
             if seat is None:
                 seat = await self._open(name, listen, options, await self._read(name))
             if (seat.listen, seat.options) != (listen, options):

@@ -105,6 +105,9 @@ class Workers(Protocol):
 class Fronts(Protocol):
     """The processes that own the clients, one a unit."""
 
+    async def check(self, unit: str, options: dict[str, Any]) -> None:
+        """Whether somebody who asks for new options can have them. Raises OSError, ValueError."""
+
     async def open(self, unit: str, listen: str, options: dict[str, Any]) -> str:
         """Listen and start the front; the address that clients use. `options`: as `Configure` has them; who may ask is
         among them. Raises OSError, ValueError."""

@@ -72,12 +72,19 @@ class ProcessFronts:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reports: set[asyncio.Task[None]] = set()
 
+    async def check(self, unit: str, options: dict[str, Any]) -> None:
+        """As `ports.Fronts`. An address of gRPC that cannot be had at a start of the host is no reason not to serve:
+        the front tries again, and says so in the log."""
+        rpc, front = options.get("grpc_listen", ""), self._fronts.get(unit)
+        if rpc:
+            free = front is None or rpc != front.options.get("grpc_listen")
+            access = options.get("access") or {}
+            await asyncio.get_running_loop().run_in_executor(None, check_rpc, rpc, access, free)
+
     async def open(self, unit: str, listen: str, options: dict[str, Any]) -> str:
         """Listen, start the front. Raises OSError, ValueError."""
         loop, options = asyncio.get_running_loop(), _of_front(options)
-        access, rpc = options.get("access", {}), options.get("grpc_listen", "")
-        if rpc:
-            await loop.run_in_executor(None, check_rpc, rpc, access)
+        access = options.get("access", {})
         listener, address = await loop.run_in_executor(None, lambda: self._listeners.open(unit, listen, access))
         front = Front(unit, listener, address, self._limits, options)
         front.may_start.set()
@@ -92,11 +99,9 @@ class ProcessFronts:
         front, options = self._fronts[unit], _of_front(options)
         if front.options == options:
             return
-        loop, access, rpc = asyncio.get_running_loop(), options.get("access", {}), options.get("grpc_listen", "")
+        access = options.get("access", {})
         check(front.address, access)
-        if rpc:
-            await loop.run_in_executor(None, check_rpc, rpc, access, rpc != front.options.get("grpc_listen"))
-        await loop.run_in_executor(None, limit_file, front.listener, access)
+        await asyncio.get_running_loop().run_in_executor(None, limit_file, front.listener, access)
         front.options = options
         if front.child is not None:
             front.child.end()

@@ -101,3 +101,38 @@ async def test_what_is_inside_outlives_the_next_switch(front: Front, short_path:
     front._known["quick"].close()
     for server in servers:
         server.close()
+
+
+class Upstream:
+    """A worker that is not busy."""
+
+    def __init__(self) -> None:
+        self.idle, self.counters, self.sent = [1], {"refused": 0}, list[Exchange]()
+
+    def send(self, exchange: Exchange, now: float) -> None:
+        self.sent.append(exchange)
+
+
+async def test_a_queue_that_moves_while_it_is_tidied_is_tidied_to_its_end(front: Front) -> None:
+    router, live, clients = front.router, Upstream(), [Client() for _ in range(3)]
+    now = front.now()
+    first, second, third = (
+        Exchange(one, OP_READY, b"", NO_HEADER, b"", now - 100.0)  # type: ignore[arg-type]
+        for one in clients
+    )
+    for suspect in (first, second):  # they wait for their turn, beside a worker that has room
+        suspect.deaths = 1
+        router.submit(suspect)
+    second.deadline = now - 1.0
+    router.live, router._since = live, 0.0  # type: ignore[assignment]
+    router._suspects = {third}
+    refused = clients[0].fail
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        refused(*arguments, **more)
+        router.submit(third)  # the next one on that connection
+
+    clients[0].fail = fail  # type: ignore[method-assign]
+    router._ring()
+    assert [one.got for one in clients] == [[503], [504], []]
+    assert live.sent == [third]

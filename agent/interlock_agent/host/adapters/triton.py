@@ -27,7 +27,6 @@ LOOK_TIMEOUT_S = 5.0  # for a question that loads nothing
 LOOK_AGAIN_S = 0.05  # while a version comes or goes
 MAX_INDEX_BYTES = 4 * 1024 * 1024
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
-NOT_READY = (400, 404)  # what Triton answers of a version that is not loaded
 
 _locks: dict[tuple[str, str], threading.Lock] = {}
 

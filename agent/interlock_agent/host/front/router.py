@@ -274,6 +274,8 @@ class Router:
         """Refuse those who have waited too long; come again for the next."""
         self._alarm, now = None, self._loop.time()
         for exchange in [one for one in self._waiting if self._due(one) <= now]:
+            if exchange not in self._waiting:  # who was refused before it has asked again, and moved the queue
+                continue
             self._unqueue(exchange)
             limit = self._limits.queue_s if self.live else self._limits.no_worker_s
             code = "overloaded" if self.live else "no_live_worker"

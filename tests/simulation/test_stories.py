@@ -73,6 +73,16 @@ def test_what_was_seen_outlives_a_kill_right_after_the_judgement() -> None:
             assert told[0]["data"]["last_words"], "the worker's last lines"
 
 
+def test_an_agent_that_wakes_after_its_trial_has_ended_judges_nobody_by_the_figures_of_what_serves() -> None:
+    """It was stopped while the host switched: by then the bad release serves again, with its own counters."""
+    calm = run(SCENARIOS["late_revert"])
+    numbers = [int(line.split()[0]) for line in calm.trace if line.endswith("link live a")]
+    assert numbers, calm.trace
+    for one in numbers:
+        machine = run(SCENARIOS["late_revert"], plan={one: "stall"})
+        assert "1.0.0" not in [entry.version for entry in machine.journal.quarantine]
+
+
 def test_a_seed_replays_a_whole_run() -> None:
     plan = {150: "power", 190: "agent", 260: "stall", 300: "host"}
     one, two = (run(SCENARIOS["upgrade"], seed=7, plan=dict(plan)) for _ in range(2))

@@ -84,6 +84,9 @@ async def _watch(step: Step, health: Health, watcher: Watcher) -> Happened:
     started = renewed = clock.monotonic()
     golden = 0
     status = await unit_status(step)
+    happened = read_status(step, status)
+    if happened.event is not Event.PROMOTED:  # the agent was stopped meanwhile: what is counted is another release's
+        return Happened(Event.GONE, reason="host_forgot") if happened.event is Event.CANDIDATE_HERE else happened
     counters = dict((status or {}).get("counters") or {})
     while True:
         await watcher.look()

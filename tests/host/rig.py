@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -39,10 +40,13 @@ async def until(condition: Callable[[], Any], what: str = "condition") -> Any:
 
 
 def free_port() -> str:
-    """An address that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{found.getsockname()[1]}"
+    """An address that nobody listens on, and that the kernel gives nobody as the near end of a connection: a client
+    that tries again while nobody listens could else be connected to itself."""
+    while True:
+        address = "127.0.0.1", random.randrange(15_000, 30_000)
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(address)
+            return f"{address[0]}:{address[1]}"
 
 
 class OrderError(Exception):

@@ -98,6 +98,17 @@ async def test_a_death_is_dealt_with_also_when_the_disk_refuses(world: World) ->
     await engine.close()
 
 
+async def test_late_figures_of_the_former_worker_are_not_the_candidates(world: World) -> None:
+    engine, worker = await trial(world)
+    (status,) = engine.status()
+    former = next(one["worker"] for one in status["workers"] if one["role"] == "standby")
+    engine.counted("filetype", worker, {"requests": 3})
+    engine.counted("filetype", former, {"requests": 1000, "errors": 50})
+    (status,) = engine.status()
+    assert status["counters"] == {"requests": 3}
+    await engine.close()
+
+
 async def test_the_timer_ends_a_lapsed_trial(world: World) -> None:
     engine, _ = await trial(world)
     world.time += 29.0

@@ -357,7 +357,8 @@ class Engine:
         known = seat.unit.workers.get(worker) if seat else None
         if seat is None or known is None:
             return
-        seat.counters = {"worker": worker, **counters}
+        if worker == seat.unit.live:  # not those of the former one, which the front sent before it was told
+            seat.counters = {"worker": worker, **counters}
         fields = {"unit": unit, "generation": known.generation, "worker": worker, "counters": counters}
         self._events.push({"event": "counters", **fields})
 

@@ -279,6 +279,13 @@ class Unit(Section):
             return self.triton.hook()
         return self.hook.model_dump(mode="json") if self.hook is not None else {}
 
+    def _queue(self) -> dict[str, Any]:
+        """What is not as the front has it: a front that is told anything new is replaced, and an agent that knows more
+        than the one before must not cost applications their connections."""
+        said = {"max": self.queue_max, "s": self.queue_s}
+        usual = {"max": Unit.model_fields["queue_max"].default, "s": Unit.model_fields["queue_s"].default}
+        return {name: value for name, value in said.items() if value != usual[name]}
+
     def options(self) -> dict[str, Any]:
         """What the host needs to start a worker."""
         return {
@@ -288,7 +295,7 @@ class Unit(Section):
             "hook": self._told(),
             "access": self.access.told(),
             "grpc_listen": self.grpc_listen,
-            "queue": {"max": self.queue_max, "s": self.queue_s},
+            "queue": self._queue(),
             "spare": self.spare,
             "worker_python": self.worker_python,
             "memory_limit_bytes": self.memory_limit_bytes,

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from interlock_agent.config import Unit
+from interlock_agent.host.adapters.fronts import _of_front
 from interlock_agent.host.front.router import Limits, Router
 from interlock_agent.host.front.sharing import Channel
 from interlock_agent.host.front.upstream import Exchange, Upstream
@@ -206,3 +208,10 @@ def test_a_queue_of_nobody() -> None:
         assert [what for _, what in other.told] == ["503 overloaded"]
 
     virtually(story)
+
+
+def test_a_unit_without_settings_of_its_own_tells_the_front_nothing() -> None:
+    """A front that is told anything new is replaced: the agent of a next version must not do so."""
+    assert _of_front(Unit().options()) == {}
+    told = _of_front(Unit.model_validate({"queue_max": 5, "queue_s": 2.5}).options())
+    assert told == {"queue": {"max": 5, "s": 2.5}}

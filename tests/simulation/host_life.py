@@ -14,6 +14,7 @@ from tests.fakes.host_store import FakeStore
 from tests.fakes.host_world import FakeFronts, FakeWorkers, NoHooks
 from tests.fakes.loop import HostClock
 from tests.simulation.life import Life
+from tests.simulation.releases import UNIT
 
 if TYPE_CHECKING:
     from tests.simulation.machine import Machine
@@ -132,8 +133,9 @@ class HostLife(Life):
 
     async def kill_worker(self, worker: str) -> None:
         """SIGKILL of a worker: the front's standby answers, the engine is told."""
+        known = self.engine.seats[UNIT].unit.workers.get(worker)
         if self.workers.running.pop(worker, None) is not None:
-            self.machine.truth.worker_died(worker)
+            self.machine.truth.worker_died(worker, known.release.version if known else "")
             self.fronts.lost(worker)
             await self.engine.worker_died(worker, "killed by signal 9")
 

@@ -43,6 +43,7 @@ class Truth:
         self.confirmed: list[tuple[int, str]] = []  # (generation, manifest) as the host committed them
         self.promised = ""  # manifest that an answer has said to be confirmed
         self.dead: set[str] = set()  # workers
+        self.struck_down: set[str] = set()  # versions whose worker was killed, by themselves or by the story
         self.trial_worker: dict[int, str] = {}
         self.starts: dict[str, int] = {}  # budget key -> candidates started
         self.failed: set[str] = set()  # payloads that failed in a trial here
@@ -260,9 +261,10 @@ class Truth:
         beside = host.workers.loaded() - {worker} if host else set()
         self._must(not beside, f"{worker} is opened, and {sorted(beside)} did not make room")
 
-    def worker_died(self, worker: str) -> None:
+    def worker_died(self, worker: str, version: str) -> None:
         """It is gone."""
         self.dead.add(worker)
+        self.struck_down.add(version)
 
     def host_gone(self, host: HostLife) -> None:
         """All its workers are."""
@@ -300,6 +302,8 @@ class Truth:
             self._must(self._bad(version), f"{version} is blamed ({transition.record.reason}), and is well")
 
     def _bad(self, version: str) -> bool:
+        if version in self.struck_down:  # nobody can tell whose fault it was
+            return True
         conduct = self.machine.conducts[version]
         return max(conduct.bad_after, conduct.non_finite_after, conduct.dies_after) >= 0
 

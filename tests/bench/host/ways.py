@@ -36,7 +36,7 @@ BLOCKS = 15
 BLOCK_S = 0.25  # so long does a block take, at least RUNS_MIN runs
 RUNS_MIN = 5
 SMALL, LARGE = 4, 150_000  # elements: 16 bytes, 600 kB
-HEAVY = 60  # products of matrices: above 10 ms
+HEAVY = 90  # products of matrices: above 10 ms
 
 Ask = Callable[[], None]
 

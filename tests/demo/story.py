@@ -129,7 +129,9 @@ class Story:
         parts = [f"accuracy {accuracy['incumbent']:.4f} → {accuracy['measured']:.4f}"]
         for name, text in (("latency_p50", "p50"), ("latency_p95", "p95")):
             measured = checks[name]
-            parts += [f"{text} {measured['incumbent']:.1f} → {measured['measured']:.1f} ms"]
+            # Not told where the twin only ran while it gave way to applications.
+            before = f"{measured['incumbent']:.1f} → " if measured["incumbent"] is not None else ""
+            parts += [f"{text} {before}{measured['measured']:.1f} ms"]
         parts.append(f"work ratio {ratio['measured']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]")
         return ratio["low"] <= ratio["measured"] <= ratio["high"], ", ".join(parts)
 

@@ -163,6 +163,8 @@ class _Connection(http.client.HTTPConnection):
             self.sock.settimeout(max(0.001, until - time.monotonic()))
         if parts:
             headers = {**headers, "Content-Length": str(sum(map(len, parts)))}
+        if self.sock is None:
+            self.connect()  # here, since a reset while it connects leaves nobody to hear an answer from
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.request(method, path, parts or None, headers)  # cut off where it is too large: the answer says so
         response = self.getresponse()

@@ -219,6 +219,19 @@ def test_connections_that_were_lost_together_are_made_anew_at_once(monkeypatch: 
         assert slept == [0.0], "one of them is enough to know"
 
 
+def test_a_peer_that_goes_while_one_connects_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, refusals = client._Connection.connect, [ConnectionResetError(), BrokenPipeError()]
+
+    def refused_at_first(connection: client._Connection) -> None:
+        if refusals:
+            raise refusals.pop()
+        connect(connection)
+
+    monkeypatch.setattr(client._Connection, "connect", refused_at_first)
+    with Peer(FOUND, b"{}") as peer, Model(peer.address, "m") as model:
+        assert (model.metadata(), refusals) == ({}, [])
+
+
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n"
 
 

@@ -111,6 +111,7 @@ IMPURE_CALLS = frozenset({"open", "print", "input", "breakpoint", "now", "utcnow
 PURE = ("interlock_shared/*", *PURE_HALVES)
 PURE_EXCEPT = {
     "interlock_shared/durable.py": "the one durable-replace helper: shared's only I/O (docs/decisions)",
+    "interlock_shared/tasks.py": "how a task is ended, where cancelling it is not enough: no I/O, but it waits",
 }
 
 # Library → the files that may import it. A third-party library without a row belongs to nobody: give it a home.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock_agent import config as configuration
-from interlock_agent import logs, tasks
+from interlock_agent import logs
 from interlock_agent.adapters.broker import Broker
 from interlock_agent.adapters.clock import SystemClock
 from interlock_agent.adapters.control import ControlSocket
@@ -37,7 +37,7 @@ from interlock_agent.guard import Guard
 from interlock_agent.link import Link
 from interlock_agent.local_api import LocalApi
 from interlock_agent.ports import Ports, Stored
-from interlock_shared import canonical
+from interlock_shared import canonical, tasks
 from interlock_shared.errors import Conflict, InterlockError
 
 log = logging.getLogger("interlock.agent")

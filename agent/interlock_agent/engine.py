@@ -16,7 +16,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from interlock_agent import tasks
 from interlock_agent.config import Config
 from interlock_agent.core import wishes
 from interlock_agent.core.records import Attempt, Transition, UnitRecord, Wish
@@ -27,6 +26,7 @@ from interlock_agent.host import messages
 from interlock_agent.ports import Ports, Source, Stored
 from interlock_agent.steps.base import Happened, Shared, Step
 from interlock_agent.steps.table import EFFECTS
+from interlock_shared import tasks
 from interlock_shared.documents import Assignment
 from interlock_shared.errors import Busy, InterlockError, Later, Never, NotFound
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
-from interlock_server import __version__, config, runtime, tasks
+from interlock_server import __version__, config, runtime
 from interlock_server.adapters.blobs import FolderBlobs
 from interlock_server.adapters.broker import Address, Broker
 from interlock_server.adapters.database import Database
@@ -35,7 +35,7 @@ from interlock_server.intake import Intake
 from interlock_server.rollouts import Rollouts
 from interlock_server.tokens import Tokens
 from interlock_server.wishes import Wishes
-from interlock_shared import canonical, durable
+from interlock_shared import canonical, durable, tasks
 from interlock_shared.errors import Conflict, InterlockError
 
 log = logging.getLogger("interlock_server")

@@ -16,7 +16,7 @@ import onnx
 ILLEGAL, STREAM = 700, 7
 
 
-class Library:
+class Cudart:
     """CUDA's runtime: device memory is host memory that only these calls may touch."""
 
     def __init__(self) -> None:

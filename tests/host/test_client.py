@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ import pytest
 from interlock_agent import client
 from interlock_agent.client import Answer, FailedError, Model, RefusedError, UnavailableError
 from interlock_agent.host import messages
+from tests.host.crew import asking
 from tests.host.rig import UNIT, Rig, running
 
 pytestmark = pytest.mark.e2e
@@ -88,47 +88,17 @@ async def test_what_is_at_fault_is_told_and_not_asked_again(rig: Rig) -> None:
 
 async def test_threads_live_through_swaps_reverts_deaths_and_a_restart_of_the_host(rig: Rig) -> None:
     await rig.confirmed(1)
-    ended, wrong, seen = threading.Event(), list[str](), Counter[str]()
-    model = Model(rig.address, UNIT, deadline_s=60.0)
-
-    def application() -> None:
-        while not ended.is_set():
-            try:
-                answer = model.infer({"x": X})
-            except client.ModelError as failed:
-                wrong.append(str(failed))
-                return
-            if not np.array_equal(answer["y"], X * answer.generation):
-                wrong.append(f"{answer.release}: {answer['y']}")
-            seen[answer.release] += 1
-
-    async def served(release: str) -> None:
-        before = seen[release]
-        until = time.monotonic() + 60
-        while seen[release] < before + 20 and not wrong:
-            assert time.monotonic() < until, f"{release} does not answer: {seen}"
-            await asyncio.sleep(0.005)
-
-    crew = [threading.Thread(target=application) for _ in range(3)]
-    for one in crew:
-        one.start()
-    try:
-        await served(f"{UNIT}/1.1.0")
+    async with asking(Model(rig.address, UNIT, deadline_s=60.0), X, X + 1, X + 2) as crew:
+        await crew.served(f"{UNIT}/1.1.0")
         await rig.promote(2)
-        await served(f"{UNIT}/1.2.0")
+        await crew.served(f"{UNIT}/1.2.0")
         await rig.agent.order(messages.Revert(UNIT, 2, "test"))
-        await served(f"{UNIT}/1.1.0")
+        await crew.served(f"{UNIT}/1.1.0")
         rig.kill(await rig.live_pid())
-        await served(f"{UNIT}/1.1.0")
+        await crew.served(f"{UNIT}/1.1.0")
         await rig.kill_host()
         await rig.start()
-        await served(f"{UNIT}/1.1.0")
-    finally:
-        ended.set()
-        for one in crew:
-            await asyncio.to_thread(one.join)
-        model.close()
-    assert wrong == []
+        await crew.served(f"{UNIT}/1.1.0")
 
 
 def test_without_a_host_it_says_so_when_the_time_is_up(short_path: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from interlock_agent import client
 from interlock_agent.client import BF16, Model, RefusedError
 from interlock_agent.host import messages
 from tests.host.clients import Connection, request
-from tests.host.rig import UNIT, Rig, running, until
+from tests.host.crew import asking
+from tests.host.rig import UNIT, Rig, running
 
 pytestmark = pytest.mark.e2e
 
@@ -82,45 +81,17 @@ async def test_large_tensors_go_through_memory_and_swaps_reverts_and_restarts_do
 
 
 async def test_threads_that_share_memory_get_the_answers_of_the_release_that_is_named(rig: Rig) -> None:
-    ended, wrong, seen = threading.Event(), list[str](), Counter[str]()
-    model = Model(rig.address, UNIT, deadline_s=60.0)
-
-    def application(number: int) -> None:
-        x = X + number
-        while not ended.is_set() and not wrong:
-            try:
-                answer = model.infer({"x": x})
-            except client.ModelError as failed:
-                wrong.append(str(failed))
-                return
-            if not np.array_equal(answer["y"], x * answer.generation):
-                wrong.append(f"{answer.release}: {answer['y'] / x}")
-            seen[answer.release] += 1
-
-    async def served(release: str) -> None:
-        before = seen[release]
-        await until(lambda: seen[release] >= before + 10 or wrong, f"{release} does not answer")
-
-    crew = [threading.Thread(target=application, args=(number,)) for number in (1, 2)]
-    for one in crew:
-        one.start()
-    try:
-        await served("filetype/1.1.0")
+    async with asking(Model(rig.address, UNIT, deadline_s=60.0), X + 1, X + 2) as crew:
+        await crew.served("filetype/1.1.0")
         await rig.promote(2, width=WIDTH)
-        await served("filetype/1.2.0")
+        await crew.served("filetype/1.2.0")
         rig.kill(await rig.live_pid())  # in its trial: the standby takes over
-        await served("filetype/1.1.0")
+        await crew.served("filetype/1.1.0")
         await rig.promote(3, width=WIDTH)
-        await served("filetype/1.3.0")
+        await crew.served("filetype/1.3.0")
         await rig.agent.order(messages.Revert(UNIT, 3, "test"))
-        await served("filetype/1.1.0")
-        assert len(await regions(rig)) == len(crew)
-    finally:
-        ended.set()
-        for one in crew:
-            await asyncio.to_thread(one.join)
-        model.close()
-    assert wrong == []
+        await crew.served("filetype/1.1.0")
+        assert len(await regions(rig)) == 2
 
 
 async def test_it_grows_with_what_is_sent_and_small_requests_do_without(rig: Rig) -> None:

@@ -24,14 +24,14 @@ X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture
-def library() -> tensorrt_fake.Library:
-    return tensorrt_fake.Library()
+def cudart() -> tensorrt_fake.Cudart:
+    return tensorrt_fake.Cudart()
 
 
 @pytest.fixture
-def backend(library: tensorrt_fake.Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def backend(cudart: tensorrt_fake.Cudart, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_fake.module())
-    monkeypatch.setattr(cuda, "load", lambda: library)
+    monkeypatch.setattr(cuda, "load", lambda: cudart)
     monkeypatch.delitem(sys.modules, NAME, raising=False)
     yield importlib.import_module(NAME)
     sys.modules.pop(NAME, None)
@@ -95,19 +95,19 @@ def test_another_dynamic_axis_than_the_first_is_refused(
 
 
 def test_memory_on_the_device_is_kept_and_grows(
-    backend: Any, options: dict[str, Any], library: tensorrt_fake.Library, tmp_path: Path
+    backend: Any, options: dict[str, Any], cudart: tensorrt_fake.Cudart, tmp_path: Path
 ) -> None:
     session = backend.Session(str(tmp_path / "model.onnx"), {**options, "concurrency": 1})
     for rows in (1, 1, 2, 1):
         session.run(["y"], {"x": X[:rows]})
-    assert (len(library.memory), library.freed) == (2, 2)
+    assert (len(cudart.memory), cudart.freed) == (2, 2)
 
 
 def test_a_lost_context_is_told_as_cuda_tells_it(
-    backend: Any, options: dict[str, Any], library: tensorrt_fake.Library, tmp_path: Path
+    backend: Any, options: dict[str, Any], cudart: tensorrt_fake.Cudart, tmp_path: Path
 ) -> None:
     session = backend.Session(str(tmp_path / "model.onnx"), options)
-    library.broken = tensorrt_fake.ILLEGAL
+    cudart.broken = tensorrt_fake.ILLEGAL
     with pytest.raises(cuda.CudaError, match="CUDA failure 700: an illegal memory access") as lost:
         session.run(["y"], {"x": X})
     assert fatal.why(lost.value).startswith("gpu_fault"), "which ends the worker"

@@ -14,10 +14,9 @@ from urllib.parse import urlsplit
 
 import aiomqtt
 
-from interlock_agent import tasks
 from interlock_agent.core.retry import backoff
 from interlock_agent.ports import Clock
-from interlock_shared import topics
+from interlock_shared import tasks, topics
 from interlock_shared.documents import PRESENCE_SCHEMA
 from interlock_shared.errors import Invalid, Unreachable
 

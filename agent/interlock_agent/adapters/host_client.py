@@ -10,9 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from interlock_agent import tasks
 from interlock_agent.host import messages
-from interlock_shared import __version__
+from interlock_shared import __version__, tasks
 from interlock_shared.errors import Refused, Unreachable
 
 log = logging.getLogger("interlock.host")

@@ -16,6 +16,7 @@ import os
 import select
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from interlock_agent.host.children import MARK, start_time
@@ -38,14 +39,18 @@ def end_leftovers(records: Path, mark: str) -> list[int]:
         if not entry.name.isdigit():
             continue
         pid, recorded = int(entry.name), entry.read_text(encoding="utf-8").strip()
-        there = bool(recorded) and _end(pid, lambda pid=pid, recorded=recorded: start_time(pid) == recorded)  # type: ignore[misc]
+        there = bool(recorded) and _end(pid, partial(_started, pid, recorded))
         ended += [pid] if there else []
         if not there or start_time(pid) != recorded:
             entry.unlink(missing_ok=True)
     for pid in _marked(mark):
-        if _end(pid, lambda pid=pid: _has(pid, mark)):  # type: ignore[misc]
+        if _end(pid, partial(_has, pid, mark)):
             ended.append(pid)
     return ended
+
+
+def _started(pid: int, at: str) -> bool:
+    return start_time(pid) == at
 
 
 def _has(pid: int, mark: str) -> bool:

@@ -13,13 +13,13 @@ from bisect import bisect_left
 from pathlib import Path
 
 from interlock_agent.host import messages
-from tests.bench.host.crowd import SCALES, Seen, asking
+from tests.bench.host.crowd import Seen, asking
+from tests.bench.host.slots import serve
 from tests.bench.result import Figure
-from tests.host import clients, models
+from tests.host import clients
 from tests.host.rig import UNIT, Rig, running
 
 KILLS = 100
-VERSIONS = tuple(SCALES)
 
 
 async def _kill(rig: Rig) -> float:
@@ -50,12 +50,7 @@ async def _one(rig: Rig, generation: int, confirm: bool) -> float:
 
 async def _kills(folder: Path, count: int, confirm: bool) -> tuple[list[float], Seen]:
     async with running(folder, guarded=False) as rig:
-        for slot, version in zip("ab", VERSIONS, strict=True):
-            path = rig.slots / slot
-            await asyncio.to_thread(models.make_slot, path, UNIT, version, 1, scale=SCALES[version])
-        loaded = await rig.agent.order(messages.Load(UNIT, 1, str(rig.slots / "a"), "candidate", {}))
-        await rig.agent.order(messages.Promote(UNIT, 1, loaded["worker"], "a"))
-        await rig.agent.order(messages.Confirm(UNIT, 1))
+        await serve(rig)
         async with asking(rig.address, folder) as seen:
             moments = [await _one(rig, generation, confirm) for generation in range(2, 2 + count)]
     return moments, seen

@@ -14,16 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from interlock_agent.host import messages
-from tests.bench.host.crowd import SCALES, Seen, asking
+from tests.bench.host.crowd import Seen, asking
+from tests.bench.host.slots import VERSIONS, serve
 from tests.bench.result import Figure, quantile
-from tests.host import models
 from tests.host.rig import UNIT, Rig, running
 
 SWAPS, ROUNDS = 1000, 5
 SERIES = 20  # swaps with workers that were loaded together
 APART_S = 0.01
 QUIET_S = 1.0  # before a series, and after it
-VERSIONS = tuple(SCALES)
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 
@@ -64,12 +63,7 @@ async def _series(rig: Rig, generation: int, count: int, times: Times) -> None:
 async def _rounds(folder: Path, rounds: int, swaps: int) -> tuple[list[Times], Seen]:
     done = []
     async with running(folder, guarded=False) as rig:
-        for slot, version in zip("ab", VERSIONS, strict=True):
-            path = rig.slots / slot
-            await asyncio.to_thread(models.make_slot, path, UNIT, version, 1, scale=SCALES[version])
-        loaded = await rig.agent.order(messages.Load(UNIT, 1, str(rig.slots / "a"), "candidate", {}))
-        await rig.agent.order(messages.Promote(UNIT, 1, loaded["worker"], "a"))
-        await rig.agent.order(messages.Confirm(UNIT, 1))
+        await serve(rig)
         async with asking(rig.address, folder) as seen:
             generation = 1
             for number in range(rounds):

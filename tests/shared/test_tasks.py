@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from types import ModuleType
 
 import pytest
 
-import interlock_agent.tasks
-import interlock_server.tasks
+from interlock_shared import tasks
 
 
-@pytest.mark.parametrize("module", [interlock_agent.tasks, interlock_server.tasks], ids=["agent", "server"])
-async def test_what_swallows_a_cancellation_is_cancelled_again(
-    module: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "AGAIN_S", 0.01)
+async def test_what_swallows_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "AGAIN_S", 0.01)
     seen: list[str] = []
 
     async def deaf() -> None:
@@ -30,9 +25,9 @@ async def test_what_swallows_a_cancellation_is_cancelled_again(
     async def failing() -> None:
         raise ValueError("nobody's business")
 
-    tasks = [asyncio.create_task(deaf()), asyncio.create_task(failing())]
+    mine = [asyncio.create_task(deaf()), asyncio.create_task(failing())]
     await asyncio.sleep(0)
-    await module.ended(tasks)
-    assert all(task.done() for task in tasks)
+    await tasks.ended(mine)
+    assert all(task.done() for task in mine)
     assert seen == ["cancelled"] * 2
-    await module.ended([])
+    await tasks.ended([])

@@ -123,7 +123,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "amqtt": ("interlock_server/adapters/embedded_broker.py",),
     "cryptography": (
         "interlock_agent/adapters/identity.py",
-        "interlock_server/adapters/ca.py",
+        "interlock_server/adapters/device_ca.py",
         "interlock_server/adapters/keys.py",
         "interlock_server/publisher/keys.py",
     ),

@@ -22,6 +22,7 @@ from interlock_server import __version__, config, runtime
 from interlock_server.adapters.blobs import FolderBlobs
 from interlock_server.adapters.broker import Address, Broker
 from interlock_server.adapters.database import Database
+from interlock_server.adapters.device_ca import DeviceCA
 from interlock_server.adapters.embedded_broker import SERVER, EmbeddedBroker
 from interlock_server.adapters.keys import OnlineKeys
 from interlock_server.adapters.mosquitto import Mosquitto
@@ -76,19 +77,20 @@ class _Parts:
     repository: TufRepository
     blobs: FolderBlobs
     keys: OnlineKeys
+    authorities: DeviceCA
 
 
-def _folders(data: Path) -> tuple[OnlineKeys, TufRepository, FolderBlobs]:
-    keys = OnlineKeys.open(data / "keys")
-    return keys, TufRepository(data / "tuf", keys.signers()), FolderBlobs(data / "blobs")
+def _folders(data: Path) -> tuple[TufRepository, FolderBlobs, OnlineKeys, DeviceCA]:
+    keys, authorities = OnlineKeys.open(data / "keys"), DeviceCA.open(data / "keys")
+    return TufRepository(data / "tuf", keys.signers()), FolderBlobs(data / "blobs"), keys, authorities
 
 
 @asynccontextmanager
 async def _parts(data: Path) -> AsyncIterator[_Parts]:
-    keys, repository, blobs = await asyncio.to_thread(_folders, data)
+    folders = await asyncio.to_thread(_folders, data)
     database = await Database.open(data / "server.db")
     try:
-        yield _Parts(database, repository, blobs, keys)
+        yield _Parts(database, *folders)
     finally:
         await database.close()
 
@@ -149,6 +151,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             changed=engine.changed,
             figures=lambda: {**intake.figures, "dropped": engine.dropped},
             version=__version__,
+            tls_ca=parts.authorities.tls_ca.decode(),
             public_url=settings.public_url,
             broker_url=address.public if settings.broker else None,
             broker_port=broker_port,

@@ -68,6 +68,7 @@ def target_name(model: str, version: str) -> str:
     return f"{model}/{version}/manifest.json"
 
 
+ROOT_EXTENSION = "x-interlock"  # field of the root metadata: {"tls_ca": PEM of the server's TLS authority}
 DIRECTOR_TARGET = "director.json"  # signed by `targets`: the director's public key and epoch
 
 

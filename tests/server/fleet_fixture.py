@@ -63,7 +63,8 @@ class Offline:
 
     def root(self, online: Json, version: int = 1) -> Json:
         """Root metadata that names the server's keys."""
-        root = Root(version=version, expires=EXPIRES, consistent_snapshot=True)
+        more = {topics.ROOT_EXTENSION: {"tls_ca": online["tls_ca"]}}
+        root = Root(version=version, expires=EXPIRES, consistent_snapshot=True, unrecognized_fields=more)
         root.add_key(self.root_key.public_key, "root")
         root.add_key(self.targets_key.public_key, "targets")
         for role in ("snapshot", "timestamp"):

@@ -35,6 +35,7 @@ class Services:
     changed: Changed
     figures: Callable[[], dict[str, int]]
     version: str
+    tls_ca: str  # PEM of what the server's own certificate is signed by
     public_url: str | None
     broker_url: str | None  # of an external broker
     broker_port: int  # of the embedded one

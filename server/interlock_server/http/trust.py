@@ -18,8 +18,8 @@ async def status(request: web.Request) -> web.Response:
 
 
 async def keys(request: web.Request) -> web.Response:
-    """Public parts of the server's online keys"""
-    return answer(services(request).catalogue.keys())
+    """Public parts of the server's online keys, and the authority of its TLS certificate"""
+    return answer({**services(request).catalogue.keys(), "tls_ca": services(request).tls_ca})
 
 
 async def get_trust(request: web.Request) -> web.Response:

@@ -156,6 +156,14 @@ def _online(document: Mapping[str, Any]) -> dict[str, Key]:
     return keys
 
 
+def _tls(online: Mapping[str, Any]) -> dict[str, Any]:
+    """What root says beside TUF's own: by which authority devices know the server's TLS certificate. Raises Invalid."""
+    authority = online.get("tls_ca")
+    if not isinstance(authority, str) or "-----BEGIN CERTIFICATE-----" not in authority:
+        raise Invalid("server: it names no TLS authority", code="bad_answer", field="tls_ca")
+    return {topics.ROOT_EXTENSION: {"tls_ca": authority}}
+
+
 def first_trust(folder: KeyFolder, online: Mapping[str, Any], models: list[str], now: datetime) -> dict[str, Any]:
     """Make all keys, sign root, targets and the empty release roles: what is posted to the server.
 
@@ -167,7 +175,7 @@ def first_trust(folder: KeyFolder, online: Mapping[str, Any], models: list[str],
     epoch = online.get("director_epoch", 1)
     director = Director(epoch=int(epoch), keys={public["director"].keyid: public["director"].to_dict()})
     signers = {role: folder.create(role) for role in ["root", "targets", *map(topics.release_role, names)]}
-    root = Root(expires=expires(now), consistent_snapshot=True)
+    root = Root(expires=expires(now), consistent_snapshot=True, unrecognized_fields=_tls(online))
     for role, key in {
         "root": signers["root"].public_key,
         "targets": signers["targets"].public_key,

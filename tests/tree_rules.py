@@ -120,7 +120,6 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "aiohttp": ("interlock_server/http/*", "interlock_server/__main__.py", "interlock_server/publisher/client.py"),
     "aiomqtt": ("interlock_agent/adapters/broker.py", "interlock_server/adapters/broker.py"),
     "alembic": ("interlock_server/adapters/database.py", "interlock_server/adapters/migrations/*"),
-    "amqtt": ("interlock_server/adapters/embedded_broker.py",),
     "cryptography": (
         "interlock_agent/adapters/identity.py",
         "interlock_server/adapters/device_ca.py",

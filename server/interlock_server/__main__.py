@@ -23,11 +23,12 @@ from interlock_server.adapters.blobs import FolderBlobs
 from interlock_server.adapters.broker import Address, Broker
 from interlock_server.adapters.database import Database
 from interlock_server.adapters.device_ca import DeviceCA
-from interlock_server.adapters.embedded_broker import SERVER, EmbeddedBroker
+from interlock_server.adapters.embedded_broker import EmbeddedBroker
 from interlock_server.adapters.keys import OnlineKeys
 from interlock_server.adapters.mosquitto import Mosquitto
 from interlock_server.adapters.tuf_repository import TufRepository
 from interlock_server.catalogue import Catalogue
+from interlock_server.core.mqtt_rules import SERVER
 from interlock_server.devices import Devices
 from interlock_server.engine import Engine
 from interlock_server.http import app as api
@@ -126,17 +127,18 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         stack.callback(lock.release)
         parts = await stack.enter_async_context(_parts(settings.data))
         tokens = Tokens(parts.database, clock)
-        broker_port, subscribed = 0, asyncio.Event()
+        broker_port = 0
         if settings.broker is None:
-            embedded = EmbeddedBroker(tokens.is_device, subscribed)
+            embedded = EmbeddedBroker(tokens.is_device, None)
             with _binding("--broker-listen", settings.broker_listen):
                 host, broker_port = await embedded.start(*settings.broker_listen)
             stack.push_async_callback(embedded.stop)
-            address = Address(_reachable(host), broker_port, SERVER, embedded.password)
+            address = Address(_reachable(host), broker_port)
+            own = Address(*embedded.private, SERVER, embedded.password)
         else:
-            address = Address.parse(settings.broker)
+            own = address = Address.parse(settings.broker)
         files = await _mosquitto(settings, address)
-        link = Broker(address, "interlock-server", asyncio.sleep)
+        link = Broker(own, "interlock-server", asyncio.sleep)
         intake, wishes = (
             Intake(parts.database, clock),
             Wishes(parts.database, parts.keys, clock, settings.start_spread_s),
@@ -159,7 +161,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         await catalogue.recover()
         await intake.start()
         token = await _first_token(tokens, settings)
-        for work in (engine.run(catalogue), link.run(engine.received, _both(engine.connected, subscribed.set))):
+        for work in (engine.run(catalogue), link.run(engine.received, engine.connected)):
             await stack.enter_async_context(_background(work))
         with _binding("--listen", settings.listen):
             listens = config.show(*await _listen(api.make(known), settings.listen, stack))
@@ -174,14 +176,6 @@ async def _mosquitto(settings: config.Settings, address: Address) -> Mosquitto |
     files = Mosquitto(settings.mosquitto.passwords, settings.mosquitto.acl, settings.mosquitto.pid)
     await files.start(address.username, address.password)
     return files
-
-
-def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def both() -> None:
-        first()
-        second()
-
-    return both
 
 
 def _reachable(host: str) -> str:

@@ -10,6 +10,7 @@ EVENT = PREFIX + "/device/{id}/event"  # device -> server, QoS 1: outbox entries
 ACK = PREFIX + "/device/{id}/ack"  # server -> device, QoS 1: (outbox epoch, gap-free number)
 PRESENCE = PREFIX + "/device/{id}/presence"  # device -> server, retained, last will
 NOTICE = PREFIX + "/fleet/notice"  # server -> all: metadata moved on
+BLOB_PREFIX = PREFIX + "/blob"  # BLOB_PREFIX/{sha256}/…: server -> devices: payload over MQTT
 DEVICE_TOPICS = {"desired": DESIRED, "reported": REPORTED, "event": EVENT, "ack": ACK, "presence": PRESENCE}
 DEVICE_MAY_PUBLISH = ("reported", "event", "presence")
 DEVICE_MAY_SUBSCRIBE = ("desired", "ack")

@@ -37,7 +37,7 @@ from interlock_agent.guard import Guard
 from interlock_agent.link import Link
 from interlock_agent.local_api import LocalApi
 from interlock_agent.ports import Ports, Stored
-from interlock_shared import canonical, tasks
+from interlock_shared import canonical, classes, tasks
 from interlock_shared.errors import Conflict, InterlockError
 
 log = logging.getLogger("interlock.agent")
@@ -75,6 +75,7 @@ class Agent:
         fingerprint = await self.hardware.fingerprint(self.config.defaults.worker_python)
         self.engine.shared.fingerprint = fingerprint
         self.engine.shared.fingerprint_sha256 = canonical.sha256(canonical.encode(fingerprint))
+        self.fetcher.facts = classes.of_device(self.config.device.class_, fingerprint)
         self.host.on_connect.append(self._host_connected)
         self.host.listeners.append(self.describer.host_event)
         self.host.start()

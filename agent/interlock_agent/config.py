@@ -20,6 +20,7 @@ from interlock_agent.sections import (
     Batching,
     Hook,
     Section,
+    Sideload,
     SystemdUnit,
     TensorRt,
     Triton,
@@ -69,6 +70,7 @@ class Device(Section):
 
     state_dir: Path = Path("/var/lib/interlock")  # slots, journal, identity, trust: must survive a power cut
     run_dir: Path = Path("/run/interlock")  # sockets
+    class_: Name | Literal[""] = Field(default="", alias="class")  # the owner's name for what this device is
 
 
 class UnitGate(Section):
@@ -327,6 +329,7 @@ class Config(Section):
 
     device: Device = Device()
     link: Link = Link()
+    sideload: Sideload = Sideload()
     defaults: Defaults = Defaults()
     units: dict[Name, Unit] = Field(default_factory=dict)
     log_format: Literal["text", "json"] = "text"

@@ -200,18 +200,22 @@ class Catalogue:
         """A release's manifest: its canonical bytes. Raises NotFound (`no_release`)."""
         return bytes((await self._known(model, version))["manifest"])
 
-    async def permit(self, actor: Actor, model: str, version: str, devices: list[str] | None, days: int) -> bytes:
-        """A signed permit to install the release from a file. Raises NotFound (`no_release`)."""
+    async def permit(
+        self, actor: Actor, model: str, version: str, meant: Mapping[str, Any], valid_for: timedelta
+    ) -> bytes:
+        """A signed permit to install the release from a file, on the `devices` and the `classes` of `meant`. Raises
+        NotFound (`no_release`)."""
         row, now = await self._known(model, version), self._clock()
         permit = Permit(
             model=model,
             version=version,
             manifest_sha256=row["manifest_sha256"],
-            devices=None if devices is None else tuple(devices),
+            devices=tuple(meant["devices"]) if meant.get("devices") else None,
+            classes=tuple(meant["classes"]) if meant.get("classes") else None,
             issued_at=stamp(now),
-            expires_at=stamp(now + timedelta(days=days)),
+            expires_at=stamp(now + valid_for),
         )
         async with self._store.writing() as rows:
-            detail = {"devices": devices, "days": days}
+            detail = {**meant, "expires_at": permit.expires_at}
             await record(rows, stamp(now), actor, "permit.issue", f"{model} {version}", **detail)
         return self._sealer.seal(permit, trust.PERMIT_TYPE)

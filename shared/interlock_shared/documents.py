@@ -5,11 +5,14 @@ Signed documents travel as DSSE envelopes (see trust.py) and refuse unknown fiel
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from interlock_shared.base import Finite, Name, Report, Sha256, Signed, Timestamp, Version
+from interlock_shared.classes import SELECTORS_MAX
+from interlock_shared.classes import check as check_class
+from interlock_shared.errors import Invalid
 from interlock_shared.gates import Stage
 
 DESIRED_SCHEMA = "interlock.desired/1"
@@ -20,6 +23,17 @@ EVENT_SCHEMA = "interlock.event/1"
 ACK_SCHEMA = "interlock.ack/1"
 PRESENCE_SCHEMA = "interlock.presence/1"
 DIRECTOR_SCHEMA = "interlock.director/1"
+
+
+def _a_class(facts: dict[str, str]) -> dict[str, str]:
+    try:
+        return check_class(facts)
+    except Invalid as bad:
+        raise ValueError(bad.message) from None
+
+
+Selector = Annotated[dict[str, str], AfterValidator(_a_class)]
+"""Facts of a device that must all hold."""
 
 # --- server -> device, signed by the director ---------------------------------------------------------------------
 
@@ -48,14 +62,16 @@ class Desired(Signed):
 
 
 class Permit(Signed):
-    """Allows a bundle to be installed from a file. `devices` None: any device of this fleet."""
+    """Allows a bundle to be installed from a file: on these devices, or on those of these classes (see classes.py);
+    with both None on any device of this fleet."""
 
     schema_: Literal["interlock.permit/1"] = Field(alias="schema", default="interlock.permit/1")
     min_agent: Version = "0.1.0"
     model: Name
     version: Version
     manifest_sha256: Sha256
-    devices: tuple[Name, ...] | None
+    devices: tuple[Name, ...] | None = Field(default=None, min_length=1)
+    classes: tuple[Selector, ...] | None = Field(default=None, min_length=1, max_length=SELECTORS_MAX)
     issued_at: Timestamp
     expires_at: Timestamp
 

@@ -27,6 +27,8 @@ SLICES_MAX = 64  # groups of golden items: each is judged on its own, and a pers
 
 COMPRESS_WORTH = 0.95  # a segment travels compressed when that saves at least 5 %: below, the CPU is not worth it
 
+PERMIT_MAX_S = 3660 * 86_400  # a permit of more than ten years is a mistake
+
 ATTEMPTS_MAX = 3  # for each unit, payload digest and assignment, across generations
 UNJUDGED_MAX = 10  # tries that were given back, since the gate came to no verdict; then a person decides
 INTERRUPTIONS_MAX = 5  # interrupted trials, a budget of their own; then a person decides

@@ -70,6 +70,7 @@ def target_name(model: str, version: str) -> str:
 
 
 ROOT_EXTENSION = "x-interlock"  # field of the root metadata: {"tls_ca": PEM of the server's TLS authority}
+ROOT_SIDELOAD = "sideload"  # in it: {key id: key}, the keys that may sign permits beside the director
 DIRECTOR_TARGET = "director.json"  # signed by `targets`: the director's public key and epoch
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -25,7 +24,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import Key, Signer, SSlibKey
 
-from interlock_shared import canonical
+from interlock_shared import canonical, classes
 from interlock_shared.base import check_speakable, validate
 from interlock_shared.documents import DESIRED_SCHEMA, PERMIT_SCHEMA, VERDICT_SCHEMA, Desired, Permit, Verdict
 from interlock_shared.errors import Forbidden, Invalid, Untrusted
@@ -102,30 +101,39 @@ def open_desired(
 
 
 def open_permit(
-    data: bytes, keys: list[Key], *, device: str, model: str, version: str, manifest_sha256: str, now: str
+    data: bytes,
+    keys: list[Key],
+    *,
+    device: str,
+    model: str,
+    version: str,
+    manifest_sha256: str,
+    now: str,
+    facts: Mapping[str, str] | None = None,
 ) -> Permit:
-    """Steps 1 to 8 for a permit of exactly this release. Raises as `open_desired`."""
+    """Steps 1 to 8 for a permit of exactly this release. `facts`: what the device knows of itself, for a permit that
+    names classes. Raises as `open_desired`; Forbidden (`permit_for_other_release`, `other_device`, `other_class`)."""
     permit = open_envelope(data, PERMIT_TYPE, PERMIT_SCHEMA, Permit, keys, "permit")
     if (permit.model, permit.version, permit.manifest_sha256) != (model, version, manifest_sha256):
         raise Forbidden(
             f"permit: is for {permit.model} {permit.version}, the bundle is {model} {version}",
             code="permit_for_other_release",
         )
-    if permit.devices is not None and device not in permit.devices:  # 7
-        raise Forbidden(f"permit: not for this device ({device})", code="other_device")
+    _check_meant(permit, device, facts or {})  # 7
     if permit.expires_at <= now:  # 8
-        raise Untrusted(f"permit: expired at {permit.expires_at}, it is {now}", code="expired")
+        raise Untrusted(f"permit: expired on {permit.expires_at}, it is {now}", code="expired")
     return permit
 
 
-def issued_at(data: bytes) -> float:
-    """When a permit says it was written, seconds since the epoch, *before* it is believed. Raises Invalid."""
-    document = canonical.decode(data, limit=DOCUMENT_MAX_BYTES, what="permit")
-    try:
-        payload = canonical.decode(Envelope.from_dict(document).payload, limit=DOCUMENT_MAX_BYTES, what="permit")
-        return datetime.fromisoformat(str(payload["issued_at"]).replace("Z", "+00:00")).timestamp()
-    except (KeyError, TypeError, ValueError, AttributeError) as bad:
-        raise Invalid(f"permit: not a DSSE envelope of a permit: {bad}", field="permit") from None
+def _check_meant(permit: Permit, device: str, facts: Mapping[str, str]) -> None:
+    if permit.devices is None and permit.classes is None:
+        return  # any device of the fleet
+    if device in (permit.devices or ()) or classes.belongs(facts, permit.classes or ()):
+        return
+    named = [*(permit.devices or ())[:4], *(classes.show(one) for one in (permit.classes or ())[:4])]
+    own = f"{device} ({classes.show(facts)})" if permit.classes else device
+    code = "other_class" if permit.classes else "other_device"
+    raise Forbidden(f"permit: not for this device, {own}: it is for {'; '.join(named)}", code=code)
 
 
 def open_verdict(data: bytes, keys: list[Key], *, device: str) -> Verdict:

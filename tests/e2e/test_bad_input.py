@@ -150,7 +150,7 @@ ROWS: tuple[tuple[str, int, str], ...] = (
     ("interlock bundle show {folder}/noise.bundle", 1, "bundle"),
     ("interlock bundle verify {folder}/empty.bundle", 1, "bundle"),
     ("interlock bundle build {folder}/version", 1, "version"),
-    ("interlock bundle export {model} 99.0.0 -o {folder}/x.bundle --any-device", 1, "99.0.0"),
+    ("interlock bundle export {model} 99.0.0 -o {folder}/x.bundle", 1, "99.0.0"),
     ("interlock rollout start {model} 99.0.0 --to all", 1, "99.0.0"),
     ("interlock rollout start {model} 1.1.0 --to site", 2, "site"),
     ("interlock rollout start {model} 1.1.0 --to site=mars", 1, "no_device"),
@@ -184,7 +184,8 @@ ROWS: tuple[tuple[str, int, str], ...] = (
     ("interlock-agent install {folder}/empty.bundle --config {config}", 1, "bundle"),
     ("interlock-agent install - --config {config}", 1, "bundle"),
     ("interlock-agent install {folder}/noise.bundle --config {folder}/away.toml", 3, "agent"),
-    ("interlock bundle export {model} 1.1.0 -o {folder}/x.bundle", 2, "--device"),
+    ("interlock bundle export {model} 1.1.0 -o {folder}/x.bundle --valid-for soon", 2, "--valid-for"),
+    ("interlock bundle export {model} 1.1.0 -o {folder}/x.bundle --class colour=red", 1, "colour"),
     ("interlock-agent enrol --config {folder}/away.toml", 2, "--token"),
     (
         "interlock-agent enrol --server http://{dead} --token t --root-sha256 {zeros} --config {folder}/away.toml",

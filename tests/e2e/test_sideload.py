@@ -50,7 +50,8 @@ def exported(made: World, version: str, devices: list[str] | None = None, change
 
     async def work() -> None:
         async with Api(made.url, made.token) as api:
-            head = await export.head(api, MODEL, version, devices, 7)
+            meant = {"devices": devices, "valid_for_s": 7 * 86_400}
+            head = await export.head(api, MODEL, version, meant, datetime.now(UTC))
             if change is not None:
                 head = await asyncio.to_thread(change, head)
             with await asyncio.to_thread(path.open, "wb") as out:

@@ -140,7 +140,7 @@ async def test_a_publish_cut_off_before_the_timestamp_is_finished_by_the_next_st
 
 async def test_a_permit_is_the_directors_word_for_one_release(fleet: Fleet) -> None:
     release = await fleet.publish("1.0.0")
-    body = {"devices": ["edge-1"], "days": 1}
+    body = {"devices": ["edge-1"], "valid_for_s": 3600}
     answer = await fleet.admin.post("/v1/releases/detector/1.0.0/permit", body)
     director = fleet.online["director"]
     permit = trust.open_permit(

@@ -112,7 +112,12 @@ PARSERS: dict[str, tuple[Callable[[], bytes], Callable[[bytes], object]]] = {
         _desired,
         lambda data: trust.open_desired(data, _keys(), device="d1", last=(0, 0), epoch=1, now="2026-02-01T00:00:00Z"),
     ),
-    "permit": (_permit, trust.issued_at),
+    "permit": (
+        _permit,
+        lambda data: trust.open_permit(
+            data, _keys(), device="d1", model="detector", version="1.4.0", manifest_sha256=DIGEST, now=NOW
+        ),
+    ),
     "event": (lambda: EVENT, _document(Event)),
     "ack": (lambda: ACK, _document(Ack)),
     "reported": (lambda: REPORTED, _document(Reported)),

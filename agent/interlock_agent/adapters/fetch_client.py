@@ -77,6 +77,7 @@ class FetcherProcess:
         self._identity = identity
         self._clock = clock
         self.stored = stored
+        self.facts: dict[str, str] = {}  # of this device, for a permit that names classes
         self.pids: set[int] = set()
 
     async def _start(self, kind: str, descriptor: int = -1, **fields: Any) -> Child:
@@ -93,6 +94,7 @@ class FetcherProcess:
             server=str(self._identity.get("server", "")),
             username=str(self._identity.get("device", "")),
             password=str(self._identity.get("broker_password", "")),
+            facts=self.facts,
             descriptor=descriptor,
             **fields,
         )

@@ -8,7 +8,6 @@ import json
 import os
 import queue
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from interlock_agent.fetcher.archive import Archive
 from interlock_agent.fetcher.assemble import Assembly
 from interlock_agent.fetcher.http import Server
 from interlock_agent.fetcher.messages import Job
-from interlock_shared import canonical, topics, trust
+from interlock_agent.fetcher.sideload import Counted, believe, permitted
+from interlock_shared import canonical, topics
 from interlock_shared import manifest as manifests
 from interlock_shared.errors import InterlockError, Never, NoSpace, Unreachable, Untrusted, to_wire
 from interlock_shared.limits import DOCUMENT_MAX_BYTES, MANIFEST_MAX_BYTES
@@ -137,44 +137,12 @@ def download(job: Job, assembly: Assembly, wanted: list[SegmentRef]) -> None:
         raise trouble[0]
 
 
-def believe(job: Job, source: Archive, digest: str) -> dict[str, Any]:
-    """Whether a bundle's signatures hold, from the embedded root on; the director's facts. They are judged in a store
-    of their own: nothing in a file lowers or extends what is trusted online. Raises Untrusted."""
-    from interlock_agent.fetcher.trust import Trust, revoked  # as in `refresh`
-
-    manifest = source.manifest
-    with tempfile.TemporaryDirectory() as folder:
-        # Timestamp and snapshot say only what the server held when it wrote the permit, which has an expiry of its own:
-        # they are judged at that time. What is signed offline must hold now.
-        chain = Trust(embedded_root(job), Path(folder), source, min(job.now, trust.issued_at(source.permit)))
-        # Of the top roles root and targets must be as new as what is trusted online; the rest moves with every release.
-        below: dict[str, Any] = {role: job.floors[role] for role in ("root", "targets") if role in job.floors}
-        chain.refresh(below)
-        chain.release(manifest.model, manifest.version, digest, {})
-        chain.check_offline_roles(manifest.model, job.now)
-        director = chain.director(job.director_epoch)
-        role_version = chain.version(topics.release_role(manifest.model)) or 0
-    online_store = Path(job.state_dir) / "trust" / "metadata"
-    if revoked(online_store, manifest.model, manifest.version, digest, role_version):
-        raise Untrusted(f"{manifest.release}: its signer has taken it back", code="revoked")
-    return director
-
-
 def sideload(job: Job, said: Input) -> None:
     """A release from a file, for this device: genuine, and permitted here."""
     source = Archive(job.descriptor)
-    manifest, digest = source.manifest, canonical.sha256(source.raw)
-    director = believe(job, source, digest)
-    trust.open_permit(
-        source.permit,
-        trust.load_keys(director["keys"]),
-        device=job.device,
-        model=manifest.model,
-        version=manifest.version,
-        manifest_sha256=digest,
-        now=job.now_text,
-    )
-    wait_for_go(said, head_of(manifest, digest, {}))
+    digest = canonical.sha256(source.raw)
+    permitted(job, source, digest, believe(job, embedded_root(job), source, digest))
+    wait_for_go(said, head_of(source.manifest, digest, {}))
     unload(job, source, digest)
 
 
@@ -189,7 +157,7 @@ def unpack(job: Job, said: Input) -> None:
     elif not (Path(job.state_dir) / "trust" / "root.json").exists():
         signature = "not checked: there is no root of trust here"
     else:
-        believe(job, source, digest)
+        believe(job, embedded_root(job), source, digest)
     wait_for_go(said, head_of(source.manifest, digest, {"signature": signature}))
     unload(job, source, digest)
 
@@ -199,10 +167,13 @@ def unload(job: Job, source: Archive, digest: str) -> None:
     manifest = source.manifest
     assembly = assembly_of(job, manifest, source.raw, digest)
     wanted = {segment.sha256: segment for segment in assembly.missing()}
-    for sent in source.segments():  # all of them: what is here already is read past, so that a pipe's writer ends well
-        segment = wanted.get(sent.sha256)
-        if segment is not None:
-            assembly.add(segment, sent.data, sent.form)
+    with Counted(len(manifest.segments())) as counted:
+        counted.number = 1
+        for sent in source.segments():  # all of them: what is here is read past, so that a pipe's writer ends well
+            segment = wanted.get(sent.sha256)
+            if segment is not None:
+                assembly.add(segment, sent.data, sent.form)
+            counted.number += 1
     finish(assembly, manifest, digest)
 
 

@@ -38,6 +38,11 @@ class Archive:
         data = self._metadata.get(name)
         return data if data is None or len(data) <= limit else None
 
+    def newest_root(self) -> int:
+        """The version of the newest root in the file; 0 without one."""
+        roots = [name.split(".")[0] for name in self._metadata if name.endswith(".root.json")]
+        return max((int(number) for number in roots), default=0)
+
     def director(self, limit: int) -> bytes:
         """The target director.json."""
         return self._director[:limit]

@@ -23,7 +23,7 @@ KINDS = ("online", "archive", "unpack", "refresh", "poll")
 @dataclass(frozen=True)
 class Job:
     """One fetch. `now`: the time floor, seconds since the epoch, and `now_text` the same as documents write it;
-    `floors`: highest trusted version of each role."""
+    `floors`: highest trusted version of each role; `facts`: what the device knows of itself, for a file's permit."""
 
     kind: str
     device: str
@@ -38,6 +38,7 @@ class Job:
     unit: str = ""
     version: str = ""
     manifest_sha256: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
     descriptor: int = -1
     threads: int = 2
 

@@ -166,11 +166,12 @@ class Trust:
         moment = datetime.fromtimestamp(now, tz=timezone.utc)
         for role in ("root", "targets", release_role(model)):
             try:
-                expired = Metadata.from_file(str(self._folder / f"{role}.json")).signed.is_expired(moment)
+                signed = Metadata.from_file(str(self._folder / f"{role}.json")).signed
             except (exceptions.RepositoryError, exceptions.StorageError, OSError) as bad:
                 raise Untrusted(f"metadata: {role}: {bad}", code="bad_metadata") from None
-            if expired:
-                raise Untrusted(f"metadata: {role} has expired", code="metadata_expired")
+            if signed.is_expired(moment):
+                ended = signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+                raise Untrusted(f"metadata: {role} expired on {ended}", code="metadata_expired", role=role)
 
 
 def _matches(target: TargetFile, data: bytes, what: str) -> None:

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from interlock_shared.base import Finite, Name, Sha256, Version
+from interlock_shared.classes import SELECTORS_MAX
+from interlock_shared.documents import Selector
+from interlock_shared.limits import PERMIT_MAX_S
 
 LabelValue = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Labels = Annotated[dict[Name, LabelValue], Field(max_length=64)]
@@ -42,10 +45,11 @@ class ReleaseBody(Body):
 
 
 class PermitBody(Body):
-    """`devices` null: any device of this fleet."""
+    """Ids of devices, classes of devices; both null: any device of this fleet."""
 
-    devices: list[Name] | None = Field(default=None, max_length=1000)
-    days: int = Field(default=30, ge=1, le=3660)
+    devices: list[Name] | None = Field(default=None, min_length=1, max_length=1000)
+    classes: list[Selector] | None = Field(default=None, min_length=1, max_length=SELECTORS_MAX)
+    valid_for_s: int = Field(default=30 * 86_400, gt=0, le=PERMIT_MAX_S)
 
 
 class DeviceTokenBody(Body):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 from aiohttp import web
 
@@ -41,5 +42,7 @@ async def manifest(request: web.Request) -> web.Response:
 async def permit(request: web.Request) -> web.Response:
     """A signed permit to install the release from a file"""
     sent = await body(request, models.PermitBody, DOCUMENT_MAX_BYTES)
-    envelope = await services(request).catalogue.permit(actor(request), *_named(request), sent.devices, sent.days)
+    meant = sent.model_dump(include={"devices", "classes"})
+    valid_for = timedelta(seconds=sent.valid_for_s)
+    envelope = await services(request).catalogue.permit(actor(request), *_named(request), meant, valid_for)
     return answer({"permit": json.loads(envelope)})

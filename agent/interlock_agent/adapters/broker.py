@@ -1,6 +1,8 @@
 """The MQTT broker, through aiomqtt: reconnects with full jitter, says who is there by its last will.
 
 MQTT 3.1.1 is the floor; QoS 1; a persistent session, so that the broker keeps what comes while the device is away.
+`mqtts`: the device shows its certificate, and the broker's is checked against the TLS authority of the trusted root,
+its name included. Both are read anew for each connection, so that what was renewed is used from the next one on.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,13 +36,24 @@ class Broker:
     """A connection that is there again whenever it can be. `on_message(kind, payload)`, `on_connect()`."""
 
     def __init__(
-        self, url: str, device: str, password: str, clock: Clock, *, keepalive_s: int = 30, cap_s: float = 60.0
+        self,
+        url: str,
+        device: str,
+        password: str,
+        clock: Clock,
+        *,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        keepalive_s: int = 30,
+        cap_s: float = 60.0,
     ) -> None:
+        """`tls` makes the context of one `mqtts` connection; it reads files, and is called in a thread."""
         parts = urlsplit(url)
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
             raise Invalid(f"not an address of a broker: {url}", field="broker")
         self._host, self._port = parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-        self._tls = aiomqtt.TLSParameters() if parts.scheme == "mqtts" else None
+        if parts.scheme == "mqtts" and tls is None:
+            raise Invalid(f"{url} needs a certificate, and this device has none", field="broker")
+        self._tls = tls if parts.scheme == "mqtts" else None
         self._device, self._password, self._clock = device, password, clock
         self._keepalive_s, self._cap_s = keepalive_s, cap_s
         self._client: aiomqtt.Client | None = None
@@ -58,7 +72,7 @@ class Broker:
         while True:
             try:
                 await self._session()
-            except (aiomqtt.MqttError, OSError) as broken:
+            except (aiomqtt.MqttError, OSError, Unreachable) as broken:
                 self.failures += 1
                 if str(broken) != self.trouble:
                     log.warning("broker: %s", broken)
@@ -68,17 +82,18 @@ class Broker:
             await self._clock.sleep(backoff(max(self.failures, 1), self._clock.dice(), cap=self._cap_s))
 
     async def _session(self) -> None:
+        context = await self._context()
         presence = topics.device_topic("presence", self._device)
         client = aiomqtt.Client(
             self._host,
             self._port,
             identifier=f"interlock-{self._device}",
             username=self._device,
-            password=self._password,
+            password=self._password or None,
             protocol=aiomqtt.ProtocolVersion.V311,
             clean_session=False,
             keepalive=self._keepalive_s,
-            tls_params=self._tls,
+            tls_context=context,
             will=aiomqtt.Will(presence, _presence(online=False), qos=1, retain=True),
         )
         async with client:
@@ -96,6 +111,12 @@ class Broker:
                 self._client = None
                 if greeting is not None:
                     await tasks.ended([greeting])
+
+    async def _context(self) -> ssl.SSLContext | None:
+        try:
+            return await asyncio.to_thread(self._tls) if self._tls else None
+        except (OSError, ValueError) as bad:
+            raise Unreachable(f"the device's certificate or the TLS authority cannot be read: {bad}") from None
 
     async def _received(self, topic: str, payload: object) -> None:
         if self.on_message is None or not isinstance(payload, bytes | bytearray):

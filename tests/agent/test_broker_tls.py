@@ -1,0 +1,157 @@
+"""The agent's side of MQTT over TLS, with the server's embedded broker: whom it believes, what it shows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from interlock_agent.adapters.broker import Broker
+from interlock_server.adapters.device_ca import DeviceCA
+from interlock_server.adapters.embedded_broker import EmbeddedBroker
+from interlock_server.core.mqtt_rules import SERVER
+from interlock_server.mqtt_stream import tls_context
+from interlock_shared import topics
+from interlock_shared.errors import Invalid
+from tests.server.raw_mqtt import CONNECTED, Card, connect, dial, publish, subscribe
+
+DESIRED = topics.device_topic("desired", "edge-1")
+
+
+class Clock:
+    """Waits shortly; `failed`: after each session that ended."""
+
+    def __init__(self) -> None:
+        self.failed = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.failed.set()
+        await asyncio.sleep(min(seconds, 0.05))
+
+    def dice(self) -> float:
+        return 0.5
+
+
+class Rig:
+    """A broker and its authorities."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.ca = folder, DeviceCA.open(folder / "ca")
+        self.known: dict[str, str] = {}
+        self.cards = [Card(self.ca, folder, "edge-1")]
+        self.trusted = self.ca.tls_ca
+
+    async def knows(self, device: str, serial: str) -> bool:
+        return self.known.get(device) == serial
+
+    def context(self) -> ssl.SSLContext:
+        """The device's: what its files say now."""
+        return self.cards[-1].context(self.trusted)
+
+    def device(self, port: int) -> tuple[Broker, Clock]:
+        """The agent's side."""
+        clock = Clock()
+        url = f"mqtts://localhost:{port}"
+        return Broker(url, "edge-1", "", clock, tls=self.context), clock  # type: ignore[arg-type]
+
+    @contextlib.asynccontextmanager
+    async def broker(self, host: str = "localhost") -> AsyncIterator[int]:
+        files = await asyncio.to_thread(lambda: tls_context(*self.ca.server_files([host]), self.ca.device_ca))
+        broker = EmbeddedBroker(self.knows, files)
+        port = (await broker.start("localhost", 0))[1]
+        self.embedded, self.server = broker, await dial(broker.private[1], None)
+        filters = [topics.any_device(kind) for kind in topics.DEVICE_MAY_PUBLISH]
+        self.server.say(connect(SERVER, broker.password), subscribe(*filters))
+        assert await self.server.hear() == CONNECTED
+        try:
+            yield port
+        finally:
+            self.server.close()
+            await broker.stop()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> Rig:
+    return await asyncio.to_thread(Rig, tmp_path)
+
+
+@contextlib.asynccontextmanager
+async def running(broker: Broker) -> AsyncIterator[asyncio.Queue[tuple[str, bytes]]]:
+    inbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+
+    async def received(kind: str, payload: bytes) -> None:
+        inbox.put_nowait((kind, payload))
+
+    broker.on_message = received
+    task = asyncio.create_task(broker.run())
+    try:
+        yield inbox
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until_trouble(broker: Broker, clock: Clock, *words: str) -> None:
+    async with asyncio.timeout(20):
+        while not any(word in broker.trouble for word in words):
+            await clock.failed.wait()
+            clock.failed.clear()
+    assert not broker.connected
+
+
+async def test_a_renewed_certificate_is_shown_at_the_next_connect(rig: Rig) -> None:
+    rig.known["edge-1"] = rig.cards[0].serial
+    async with rig.broker() as port:
+        broker, clock = rig.device(port)
+        async with running(broker) as inbox:
+            rig.server.say(publish(DESIRED, b"one", retain=True))
+            assert await asyncio.wait_for(inbox.get(), 20) == ("desired", b"one")
+            rig.cards.append(await asyncio.to_thread(Card, rig.ca, rig.folder, "edge-1"))
+            rig.known["edge-1"] = rig.cards[-1].serial
+            await rig.embedded.cut("edge-1")
+            assert await asyncio.wait_for(inbox.get(), 20) == ("desired", b"one")
+            rig.known.clear()
+            await rig.embedded.cut("edge-1")
+            await until_trouble(broker, clock, "Not authorized", "Bad user name", "Connection Refused", "code:")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # paho leaves a failed handshake's socket to the garbage
+async def test_a_broker_is_believed_by_the_root_and_by_its_name(rig: Rig, tmp_path: Path) -> None:
+    rig.known["edge-1"] = rig.cards[0].serial
+    async with rig.broker("elsewhere.example") as port:
+        broker, clock = rig.device(port)
+        async with running(broker):
+            await until_trouble(broker, clock, "Hostname mismatch", "hostname")
+    rig.trusted = (await asyncio.to_thread(DeviceCA.open, tmp_path / "other")).tls_ca
+    async with rig.broker() as port:
+        broker, clock = rig.device(port)
+        async with running(broker):
+            await until_trouble(
+                broker, clock, "self-signed", "unable to get", "CERTIFICATE_VERIFY_FAILED", "certificate"
+            )
+    del broker
+    gc.collect()
+    assert rig.embedded.figures["refused"] == 0  # neither of them heard a CONNECT
+
+
+async def test_without_readable_files_it_says_so_and_tries_again(rig: Rig) -> None:
+    rig.known["edge-1"] = rig.cards[0].serial
+    kept = rig.cards[0].file.read_bytes()
+    rig.cards[0].file.write_bytes(b"torn")
+    async with rig.broker() as port:
+        broker, clock = rig.device(port)
+        async with running(broker) as inbox:
+            await until_trouble(broker, clock, "cannot be read")
+            rig.cards[0].file.write_bytes(kept)
+            rig.server.say(publish(DESIRED, b"one", retain=True))
+            assert await asyncio.wait_for(inbox.get(), 20) == ("desired", b"one")
+
+
+def test_mqtts_without_a_certificate_is_refused() -> None:
+    with pytest.raises(Invalid):
+        Broker("mqtts://localhost", "edge-1", "", None)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ FETCHER = "interlock_agent.fetcher"
 FRONT = "interlock_agent.host.front"
 WORKER = "interlock_agent.host.worker"
 CLIENT = "interlock_agent.client"
+TRUST_CLIENT = "interlock_agent.trust_client"
 SERVER = "interlock_server"
 PUBLISHER = "interlock_server.publisher"
 
@@ -35,6 +36,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     SHARED: (),
     AGENT: (SHARED, HOST_MESSAGES, FETCHER_MESSAGES),
     FETCHER: (SHARED,),
+    TRUST_CLIENT: (SHARED, FETCHER),  # a program of its own: what the fetcher believes, driven by hand
     HOST: (SHARED, FRONT_MESSAGES, WORKER_MESSAGES),
     FRONT: (WIRE, LIFELINE, PROTOBUF, WORKER_MESSAGES),
     WORKER: (WIRE, LIFELINE, PROTOBUF),

@@ -43,7 +43,7 @@ from interlock_shared.errors import Conflict, InterlockError
 log = logging.getLogger("interlock.agent")
 
 JUDGE_CHANGED_S = 900.0  # between two looks for what was put off when the device had changed
-FLOOR_EVERY_S = 3600.0  # how often the time floor follows the clock
+FLOOR_EVERY_S = 3600.0  # how often the time that has passed is added to the persisted floor
 
 
 class Agent:
@@ -149,7 +149,8 @@ class Agent:
     async def _keep_floor(self) -> None:
         while True:
             await self.clock.sleep(FLOOR_EVERY_S)
-            await self.journal.put_meta({"clock_floor": rfc3339(self.clock.now())})
+            if self.clock.floor():
+                await self.journal.put_meta({"clock_floor": rfc3339(self.clock.floor())})
 
     async def _feed_watchdog(self) -> None:
         """Tell systemd that the loop turns. Nothing holds it up: engines are built and models run in workers."""

@@ -94,7 +94,7 @@ class UnitGate(Section):
     energy_max_j: Limit | None = None  # of the device, for one inference
     allow_none: bool = False  # a manifest may switch its gates off
     inconclusive_max: int = Field(default=3, ge=1)  # judgements without a result before a person decides
-    inconclusive_wait_s: float = Field(default=300.0, ge=0)
+    inconclusive_wait_s: float = Field(default=300.0, ge=0, le=30 * 86_400)
     window: Windows = ()  # when a gate may begin, by the device's own clock; none: at any time
     live_slowdown_max: float = Field(default=1.25, gt=1)  # of the live models' p99 while a gate runs; above, it yields
     variants: Literal["fastest"] | tuple[Name, ...] = "fastest"  # of a release: the fastest that is right, or by name

@@ -10,13 +10,15 @@ from typing import Any, Protocol
 from interlock_agent.config import Config
 from interlock_agent.core.records import UnitRecord
 from interlock_agent.core.states import RESTING, Phase
-from interlock_agent.core.times import rfc3339
+from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.engine import Engine
 from interlock_agent.host import messages
 from interlock_agent.ports import Ports
 from interlock_shared import __version__
 from interlock_shared.documents import REPORTED_SCHEMA
 from interlock_shared.errors import Later, Refused
+
+SKEW_S = 60.0  # by which clocks differ without a word
 
 
 class HostView(Protocol):
@@ -135,9 +137,11 @@ class Describer:
         notes = list(self._engine.stored.notes)
         if self._host.refusal:
             notes.append(f"host: {self._host.refusal}")
-        floor = self._engine.stored.meta.get("clock_floor")
-        if floor and rfc3339(self._ports.clock.now()) < str(floor):
-            notes.append("the clock is behind")
+        clock, until = self._ports.clock, self._engine.stored.meta.get("signed_until")
+        if clock.behind() > SKEW_S:
+            notes.append(f"clock: it lies {clock.behind():.0f} s behind signed times, and is not believed")
+        if until and clock.now() > seconds(str(until)):
+            notes.append(f"trust: the metadata expired at {until} by this clock: nothing new before a refresh")
         return notes
 
     async def status(self) -> dict[str, Any]:

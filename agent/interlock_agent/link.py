@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from interlock_agent.core.retry import backoff
-from interlock_agent.core.times import rfc3339
+from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.engine import Engine
 from interlock_agent.ports import Ports
 from interlock_shared import canonical, trust
@@ -88,11 +88,22 @@ class Link:
                 return
             units = {name: wish.model_dump(mode="json") for name, wish in desired.units.items()}
             facts: dict[str, Any] = {"desired_at": [desired.epoch, desired.counter], "desired": units}
-            facts |= {"spread_s": desired.start_spread_s, "clock_floor": desired.issued_at}
+            facts["spread_s"] = desired.start_spread_s
+            facts |= self._time_of(desired)
             await self._ports.journal.put_meta(facts)
             self._engine.stored.meta.update(facts)
         await self._engine.desire(dict(desired.units), desired.start_spread_s)
         self._report_due.set()
+
+    def _time_of(self, desired: Desired) -> dict[str, Any]:
+        """A signed time raises the floor, but not beyond the expiry of the trusted metadata: a stolen director key must
+        not make the metadata that takes it away look expired."""
+        until = self._engine.stored.meta.get("signed_until")
+        if not until:
+            return {}
+        clock = self._ports.clock
+        clock.raise_floor(min(seconds(desired.issued_at), seconds(str(until))))
+        return {"clock_floor": rfc3339(clock.floor())}
 
     async def _believe(self, payload: bytes) -> Desired | None:
         try:
@@ -107,6 +118,8 @@ class Link:
         meta = self._engine.stored.meta
         director = meta.get("director") or {}
         epoch, counter = meta.get("desired_at") or (0, 0)
+        if counter and "desired" not in meta:
+            counter -= 1  # the journal was lost, the floor was not: what it said is to be heard again
         return trust.open_desired(
             payload,
             trust.load_keys(director.get("keys") or {}),

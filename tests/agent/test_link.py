@@ -12,6 +12,7 @@ from typing import Any, cast
 from securesystemslib.signer import CryptoSigner
 
 from interlock_agent import link as links
+from interlock_agent.core.times import rfc3339
 from interlock_agent.ports import Ports, Stored
 from interlock_shared import canonical, trust
 from interlock_shared.documents import Assignment, Desired
@@ -102,6 +103,7 @@ class World:
     def knows(self, key: CryptoSigner = KEY, epoch: int = 1) -> None:
         public = key.public_key
         self.engine.stored.meta["director"] = {"epoch": epoch, "keys": {public.keyid: public.to_dict()}}
+        self.engine.stored.meta["signed_until"] = at(86_400)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -121,7 +123,7 @@ def test_a_wish_is_believed_journaled_and_then_acted_upon() -> None:
     async def story() -> None:
         await world.link.message("desired", desired(5))
         assert world.journal.memory.meta["desired_at"] == [1, 5]
-        assert world.journal.memory.meta["clock_floor"] == at(0)
+        assert world.journal.memory.meta["clock_floor"] == rfc3339(EPOCH)
         assert [order["detector"].assignment for order in world.engine.orders] == ["w5"]
         for counter in (5, 4, 1):  # repeated, replayed, reordered
             await world.link.message("desired", desired(counter))

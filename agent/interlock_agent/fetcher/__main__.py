@@ -20,10 +20,12 @@ from interlock_agent.fetcher.messages import Job
 from interlock_agent.fetcher.sideload import Counted, believe, permitted
 from interlock_shared import canonical, topics
 from interlock_shared import manifest as manifests
-from interlock_shared.errors import InterlockError, Never, NoSpace, Unreachable, Untrusted, to_wire
+from interlock_shared.errors import InterlockError, Later, Never, NoSpace, Unreachable, Untrusted, to_wire
 from interlock_shared.limits import DOCUMENT_MAX_BYTES, MANIFEST_MAX_BYTES
 from interlock_shared.manifest import Manifest, SegmentRef
 from interlock_shared.seals import encode, seal
+
+WALKS = 8  # of the chain of roots, in one job: a device that slept through more rotations goes on with the next
 
 
 def tell(**line: Any) -> None:
@@ -81,20 +83,39 @@ def embedded_root(job: Job) -> bytes:
 
 
 def refresh(job: Job, server: Server) -> tuple[Any, dict[str, Any]]:
-    """Trusted metadata from the server, and the facts that the agent journals."""
+    """Trusted metadata from the server, and the facts that the agent journals.
+
+    What has expired is refused, and asked for again: newer metadata may come, or the right time."""
     from interlock_agent.fetcher.trust import Trust  # 0.4 s and 25 MiB: only where metadata is due
 
     folder = Path(job.state_dir) / "trust" / "metadata"
-    chain = Trust(embedded_root(job), folder, server, job.now)
-    floors = chain.refresh(job.floors)
-    return chain, {"floors": floors, "director": chain.director(job.director_epoch)}
+    for left in range(WALKS - 1, -1, -1):
+        chain = Trust(embedded_root(job), folder, server, job.now)
+        try:
+            floors = chain.refresh(job.floors)
+            break
+        except Later as more:
+            if more.code != "more_roots" or not left:
+                raise
+        except Untrusted as refused:
+            raise later_if_expired(refused) from None
+    director = chain.director(job.director_epoch)
+    return chain, {"floors": floors, "director": director, "signed_until": chain.expires("timestamp")}
+
+
+def later_if_expired(refused: Untrusted) -> InterlockError:
+    """What is refused by the time alone is not refused for ever."""
+    return Later(refused.message, code=refused.code) if refused.code == "metadata_expired" else refused
 
 
 def online(job: Job, said: Input) -> None:
     """A release from the server."""
     server = Server(job.server, job.username, job.password)
     chain, facts = refresh(job, server)
-    facts["floors"] = chain.release(job.unit, job.version, job.manifest_sha256, facts["floors"])
+    try:
+        facts["floors"] = chain.release(job.unit, job.version, job.manifest_sha256, facts["floors"])
+    except Untrusted as refused:
+        raise later_if_expired(refused) from None
     path = topics.MANIFEST.replace("{model}", job.unit).replace("{version}", job.version)
     raw = server.get(path, MANIFEST_MAX_BYTES)
     if raw is None or canonical.sha256(raw) != job.manifest_sha256:

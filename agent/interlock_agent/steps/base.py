@@ -15,6 +15,7 @@ from interlock_agent.core.readings import Word
 from interlock_agent.core.records import Attempt, Quarantined, UnitRecord
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.ports import Ports, Source, Stored
+from interlock_shared import floors
 from interlock_shared.documents import Assignment
 from interlock_shared.manifest import Manifest
 
@@ -67,9 +68,13 @@ class Shared:
             self.gate_lock.release()
 
     async def trust_moved(self, trust: dict[str, Any] | None) -> None:
-        """What the fetcher now trusts: floors (they only grow, the fetcher has seen to it) and the director."""
+        """What a fetcher now trusts: floors, director, until when. Several fetchers may end in any order."""
         if trust:
-            changed = {key: value for key, value in trust.items() if self.stored.meta.get(key) != value}
+            meta = self.stored.meta
+            new = {**trust, "floors": floors.merged(meta.get("floors") or {}, trust.get("floors") or {})}
+            if (meta.get("director") or {}).get("epoch", 0) > (trust.get("director") or {}).get("epoch", 0):
+                del new["director"]
+            changed = {key: value for key, value in new.items() if meta.get(key) != value}
             if changed:
                 await self.ports.journal.put_meta(changed)
                 self.stored.meta.update(changed)

@@ -24,6 +24,7 @@ from interlock_agent.adapters.fetch_client import FetcherProcess
 from interlock_agent.adapters.hardware import LocalHardware
 from interlock_agent.adapters.host_client import HostClient
 from interlock_agent.adapters.identity import Identity
+from interlock_agent.adapters.inbox_folder import InboxFolder
 from interlock_agent.adapters.journal import SqliteJournal
 from interlock_agent.adapters.probes import OwnersProbes
 from interlock_agent.adapters.programs import OwnersPrograms
@@ -34,6 +35,8 @@ from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.description import Describer
 from interlock_agent.engine import Engine
 from interlock_agent.guard import Guard
+from interlock_agent.inbox import Inbox
+from interlock_agent.installer import Installer
 from interlock_agent.link import Link
 from interlock_agent.local_api import LocalApi
 from interlock_agent.ports import Ports, Stored
@@ -63,9 +66,9 @@ class Agent:
         self.engine = Engine(self.ports, config, identity.device)
         self.describer = Describer(self.engine, self.ports, self.host, config)
         self.guard = Guard(self.engine, self.ports, config)
-        self.control = ControlSocket(
-            run / "agent.sock", LocalApi(self.engine, self.ports, self.slots, self.describer.status).handle
-        )
+        self.installer = Installer(self.engine, enrolled=bool(identity.facts.get("server")))
+        local = LocalApi(self.engine, self.ports, self.slots, self.installer, self.describer.status)
+        self.control = ControlSocket(run / "agent.sock", local.handle)
         self.broker: Broker | None = None
         self.link: Link | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -90,6 +93,7 @@ class Agent:
             await self.link.resume()
         await self.control.start()
         self._spawn(self.guard.run())
+        self._watch_inbox()
         self._spawn(self._keep_floor())
         self._spawn(self._judge_changed())
         self._spawn(self._feed_watchdog())
@@ -104,6 +108,13 @@ class Agent:
 
     def _spawn(self, work: Any) -> None:
         self._tasks.append(asyncio.create_task(work))
+
+    def _watch_inbox(self) -> None:
+        settings = self.config.sideload
+        if settings.inbox is not None:
+            inbox = Inbox(InboxFolder(settings.inbox), self.installer, self.clock, settings.inbox_s)
+            self.describer.inbox = inbox
+            self._spawn(inbox.run())
 
     def _connect_link(self) -> None:
         facts = self.identity.facts

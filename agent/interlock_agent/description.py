@@ -43,12 +43,19 @@ def release_version(release: str) -> str | None:
     return release.rpartition("/")[2] or None
 
 
+class InboxView(Protocol):
+    """What is to be known of the watched folder."""
+
+    trouble: str
+
+
 class Describer:
     """Keeps the host's last word about each unit."""
 
     def __init__(self, engine: Engine, ports: Ports, host: HostView, config: Config) -> None:
         self._engine, self._ports, self._host, self._config = engine, ports, host, config
         self.broker: BrokerView | None = None
+        self.inbox: InboxView | None = None
         self.on_serving: Callable[[str], None] = lambda unit: None
         self._units: dict[str, dict[str, Any]] = {}
         self._looking: set[asyncio.Task[None]] = set()
@@ -137,6 +144,8 @@ class Describer:
         notes = list(self._engine.stored.notes)
         if self._host.refusal:
             notes.append(f"host: {self._host.refusal}")
+        if self.inbox is not None and self.inbox.trouble:
+            notes.append(f"the inbox is not watched: {self.inbox.trouble}")
         clock, until = self._ports.clock, self._engine.stored.meta.get("signed_until")
         if clock.behind() > SKEW_S:
             notes.append(f"clock: it lies {clock.behind():.0f} s behind signed times, and is not believed")

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from interlock_agent.config import Config
-from interlock_agent.core import wishes
+from interlock_agent.core import sideloads, wishes
 from interlock_agent.core.records import Attempt, Transition, UnitRecord, Wish
 from interlock_agent.core.reports import reports
 from interlock_agent.core.states import RESTING, ROWS, SERVING_TRIAL, Effect, Event, Phase, resume
@@ -134,6 +134,10 @@ class Engine:
                 await self._order(unit, Event.CANCEL, reason="no_longer_wanted")
             else:
                 await self._order(unit, Event.WISH, wish=choice.wish)
+
+    def sideload_policy(self) -> str:
+        """What a file may do on this device now."""
+        return sideloads.effective(self.config.sideload.policy, str(self.stored.meta.get("sideload") or ""))
 
     async def sideload(self, unit: str, wish: Wish, source: Source) -> UnitRecord:
         """Take up a release from a file whose manifest was read. Raises Busy when the unit is past its switch."""

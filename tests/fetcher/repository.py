@@ -67,6 +67,7 @@ class Repository:
     version: int = 1
     expires: dict[str, datetime] = field(default_factory=dict)
     manifest: Manifest = field(default_factory=the_manifest)
+    parts: dict[str, bytes] = field(default_factory=lambda: {canonical.sha256(part): part for part in PARTS})
     released: bool = True
     signed_as: bytes | None = None  # other bytes under the release's name
     director_epoch: int = 1
@@ -76,6 +77,7 @@ class Repository:
     sideload: tuple[str, ...] = ()  # keys that the root lets sign permits
     root_version: int = 1
     permit_ends: datetime = NOW + timedelta(days=30)
+    now: datetime = NOW
     keys: dict[str, CryptoSigner] = field(
         default_factory=lambda: {
             role: CryptoSigner.generate_ed25519()
@@ -88,7 +90,7 @@ class Repository:
         return manifests.to_bytes(self.manifest)
 
     def _ends(self, role: str) -> datetime:
-        return self.expires.get(role, NOW + timedelta(days=365))
+        return self.expires.get(role, self.now + timedelta(days=365))
 
     def director_document(self) -> bytes:
         key = self.keys["director"].public_key
@@ -147,7 +149,8 @@ class Repository:
         if permit:
             members[archive.PERMIT] = self.permit()
         members[archive.MANIFEST] = self.raw
-        members |= {archive.segment_name(canonical.sha256(part), "identity"): part for part in PARTS}
+        for sha256 in self.manifest.segments():
+            members[archive.segment_name(sha256, "identity")] = self.parts[sha256]
         out = io.BytesIO()
         for name, data in members.items():
             out.write(header(name, len(data)) + data + b"\0" * padding(len(data)))

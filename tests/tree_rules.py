@@ -126,7 +126,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "interlock_agent/adapters/identity.py",
         "interlock_server/adapters/device_ca.py",
         "interlock_server/adapters/keys.py",
-        "interlock_server/publisher/keys.py",
+        "interlock_server/publisher/signers.py",
     ),
     "grpc": ("interlock_agent/host/front/rpc.py",),
     "numpy": ("interlock_agent/client.py", "interlock_agent/host/worker/*", "interlock_server/publisher/*"),

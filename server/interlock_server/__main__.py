@@ -83,7 +83,7 @@ class _Parts:
 
 def _folders(data: Path) -> tuple[TufRepository, FolderBlobs, OnlineKeys, DeviceCA]:
     keys, authorities = OnlineKeys.open(data / "keys"), DeviceCA.open(data / "keys")
-    return TufRepository(data / "tuf", keys.signers()), FolderBlobs(data / "blobs"), keys, authorities
+    return TufRepository(data / "tuf", keys), FolderBlobs(data / "blobs"), keys, authorities
 
 
 @asynccontextmanager
@@ -144,7 +144,9 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             Wishes(parts.database, parts.keys, clock, settings.start_spread_s),
         )
         engine = Engine(intake, wishes, link, asyncio.sleep)
-        catalogue = Catalogue(parts.database, parts.repository, parts.blobs, parts.keys, clock, engine.moved)
+        catalogue = Catalogue(
+            parts.database, parts.repository, parts.blobs, parts.keys, clock, engine.moved, engine.connected
+        )
         known = Services(
             catalogue=catalogue,
             devices=Devices(parts.database, clock, files.joined if files else None),

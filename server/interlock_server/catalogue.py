@@ -39,9 +39,10 @@ class Catalogue:
         sealer: Sealer,
         clock: Clock,
         moved: Callable[[], None],
+        everybody: Callable[[], None],
     ) -> None:
         self._store, self._repository, self._blobs, self._sealer = store, repository, blobs, sealer
-        self._clock, self._moved = clock, moved
+        self._clock, self._moved, self._everybody = clock, moved, everybody
         self._publishing = asyncio.Lock()
 
     # --- trust -----------------------------------------------------------------------------------------------------
@@ -58,15 +59,25 @@ class Catalogue:
         """The file of one metadata document. Raises NotFound."""
         return self._repository.path(name)
 
+    async def rotate(self, actor: Actor, roles: list[str]) -> dict[str, Any]:
+        """Fresh online keys beside those that are used; all public parts."""
+        async with self._publishing:
+            await asyncio.to_thread(self._sealer.begin, roles)
+        async with self._store.writing() as rows:
+            await record(rows, stamp(self._clock()), actor, "trust.rotate", " ".join(roles))
+        return self.keys()
+
     async def accept_trust(self, actor: Actor, document: Mapping[str, Any]) -> dict[str, Any] | None:
         """Take root and targets metadata; the new `trust`. Raises Invalid, Untrusted, Conflict."""
-        now = self._clock()
+        now, epoch = self._clock(), self._sealer.epoch
         async with self._publishing:
             await asyncio.to_thread(self._repository.accept_trust, document, now)
             status = await self.trust()
             async with self._store.writing() as rows:
                 await record(rows, stamp(now), actor, "trust.update", "targets", **(status or {}))
         self._moved()
+        if self._sealer.epoch != epoch:
+            self._everybody()  # what the former director has signed counts no longer
         return status
 
     async def refresh(self) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from interlock_server import __version__
-from interlock_server.publisher.cli import bundle, devices, fleet, keyring, output
+from interlock_server.publisher.cli import bundle, devices, fleet, keyring, output, root
 from interlock_shared.errors import InterlockError, Invalid, Later
 
 DONE, REFUSED, USAGE, LATER = 0, 1, 2, 3
@@ -27,6 +27,7 @@ app = output.group(
 )
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(keyring.app, name="keys")
+app.add_typer(root.app, name="root")
 app.command("publish")(keyring.publish)
 app.command("login")(keyring.login)
 app.add_typer(fleet.releases, name="release")

@@ -88,7 +88,7 @@ class Devices:
 
     @staticmethod
     async def _join(rows: Rows, device: str, identity: Row, *, again: bool) -> None:
-        fresh = {"online": False, "last_seen": None, "reported": None, "counter": 0, "refused": 0}
+        fresh = {"online": False, "last_seen": None, "reported": None, "epoch": 0, "counter": 0, "refused": 0}
         unsent = {"desired": None, "desired_units": None, "desired_issued_at": None}
         if await rows.insert_new("devices", id=device, **identity, **fresh, **unsent):
             return

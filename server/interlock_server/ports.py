@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
@@ -58,6 +58,27 @@ class Sealer(Protocol):
     def seal(self, model: Signed, payload_type: str) -> bytes: ...
 
     def public(self) -> dict[str, Any]: ...
+
+    @property
+    def epoch(self) -> int:
+        """Under which documents are ordered: the director's, as trusted metadata says."""
+        ...
+
+    def begin(self, roles: Collection[str]) -> None:
+        """Make fresh online keys, to be named by metadata. Blocks."""
+        ...
+
+
+class OnlineSigners(Protocol):
+    """The signers of snapshot, timestamp and director."""
+
+    def candidates(self, role: str) -> Sequence[Any]:
+        """Signers that metadata may name: the used one, and a fresh one."""
+        ...
+
+    def settle(self, named: Mapping[str, Collection[str]], epoch: int) -> None:
+        """What trusted metadata names: the key ids of each role, the director's epoch."""
+        ...
 
 
 class Repository(Protocol):

@@ -11,7 +11,6 @@ from typing import Any
 
 from interlock_server.core import rollout
 from interlock_server.core.moments import parse, stamp
-from interlock_server.core.releases import DIRECTOR_EPOCH
 from interlock_server.ports import Clock, Row, Rows, Sealer, Store
 from interlock_server.rollouts import wish_of
 from interlock_shared import trust
@@ -42,14 +41,16 @@ class Wishes:
             if row is None:
                 return None
             units = await self._units(rows, device)
-            if not self._stale(row, units, now):
+            epoch = self._sealer.epoch
+            if not self._stale(row, units, now, epoch):
                 return row["desired"] if row["desired"] is None else bytes(row["desired"])
-            counter = max(row["counter"], self._seen(row)) + 1
-            envelope = self._seal(device, counter, units, now)
+            counter = self._last(row, epoch) + 1
+            envelope = self._seal(device, (epoch, counter), units, now)
             await rows.change(
                 "devices",
                 {"id": device},
                 counter=counter,
+                epoch=epoch,
                 desired=envelope,
                 desired_units=units,
                 desired_issued_at=stamp(now),
@@ -57,17 +58,22 @@ class Wishes:
             return envelope
 
     @staticmethod
-    def _stale(row: Row, units: dict[str, Any], now: datetime) -> bool:
+    def _stale(row: Row, units: dict[str, Any], now: datetime, epoch: int) -> bool:
         if row["desired"] is None:
             return bool(units)
+        if row["epoch"] != epoch:
+            return True  # the director has another key: devices no longer believe the old one
         return bool(row["desired_units"] != units or now - parse(row["desired_issued_at"]) > RENEW_AFTER)
 
     @staticmethod
-    def _seen(row: Row) -> int:
-        """The counter that the device has accepted: after a restore from a backup it is ahead of the database."""
-        epoch, counter = (row["reported"] or {}).get("desired") or (0, 0)
-        plausible = epoch == DIRECTOR_EPOCH and 0 <= counter - row["counter"] < trust.COUNTER_JUMP_MAX
-        return int(counter) if plausible else 0
+    def _last(row: Row, epoch: int) -> int:
+        """The last counter under the director's epoch: the database's, or what the device has accepted, which is ahead
+        of it after a restore from a backup. Each epoch counts from the beginning.
+        """
+        known = int(row["counter"]) if row["epoch"] == epoch else 0
+        theirs, counter = (row["reported"] or {}).get("desired") or (0, 0)
+        plausible = theirs == epoch and 0 <= counter - known < trust.COUNTER_JUMP_MAX
+        return int(counter) if plausible else known
 
     @staticmethod
     async def _units(rows: Rows, device: str) -> dict[str, Any]:
@@ -82,11 +88,11 @@ class Wishes:
             for unit, wish in sorted(wishes.items())
         }
 
-    def _seal(self, device: str, counter: int, units: dict[str, Any], now: datetime) -> bytes:
+    def _seal(self, device: str, place: tuple[int, int], units: dict[str, Any], now: datetime) -> bytes:
         desired = Desired(
             device=device,
-            epoch=DIRECTOR_EPOCH,
-            counter=counter,
+            epoch=place[0],
+            counter=place[1],
             issued_at=stamp(now),
             expires_at=stamp(now + LIFETIME),
             units={unit: Assignment(**wish) for unit, wish in units.items()},

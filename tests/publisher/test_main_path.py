@@ -14,7 +14,7 @@ import pytest
 from interlock_server import cli
 from interlock_server.__main__ import Running, serve
 from interlock_server.config import Settings
-from interlock_server.publisher import keys, metadata, parcels, release
+from interlock_server.publisher import ceremony, keys, metadata, parcels, release
 from interlock_server.publisher.client import Api
 from interlock_shared.errors import Conflict, Unreachable, Untrusted
 from interlock_shared.limits import SEGMENT_BYTES
@@ -62,7 +62,7 @@ def set_version(folder: Path, version: str) -> None:
 
 
 async def test_the_main_path(server: Running, shell: Shell, folder: Path, tmp_path: Path) -> None:
-    root = (await shell.document("keys", "init", "--model", "detector"))["root_sha256"]
+    root = (await shell.document("keys", "init", "--no-passphrase", "--model", "detector"))["root_sha256"]
     published = await shell.document("publish", folder)
     assert (published["version"], published["state"]) == ("1.4.0", "published")
     assert "with these very bytes" in await shell("publish", folder, code=1)
@@ -88,23 +88,23 @@ async def test_the_main_path(server: Running, shell: Shell, folder: Path, tmp_pa
 
 
 async def test_one_more_model(server: Running, shell: Shell, folder: Path) -> None:
-    await shell("keys", "init", "--model", "detector")
+    await shell("keys", "init", "--no-passphrase", "--model", "detector")
     (folder / "bundle.toml").write_text(models.TOML.replace("detector", "reader"))
     assert "error[no_key]" in await shell("publish", folder, code=1)
-    await shell("keys", "add-model", "reader")
+    await shell("keys", "add-model", "reader", "--no-passphrase")
     await shell("publish", folder)
-    assert "error[model_exists]" in await shell("keys", "add-model", "reader", code=1)
-    await shell("keys", "add-model", "third")
+    assert "error[model_exists]" in await shell("keys", "add-model", "reader", "--no-passphrase", code=1)
+    await shell("keys", "add-model", "third", "--no-passphrase")
     roles = {one["role"] for one in (await shell.document("keys", "show"))["keys"]}
     assert roles == {"root", "targets", "release-detector", "release-reader", "release-third"}
 
 
 async def test_keys_are_private_and_never_said(server: Running, shell: Shell, folder: Path, tmp_path: Path) -> None:
-    await shell("keys", "init", "--model", "detector")
+    await shell("keys", "init", "--no-passphrase", "--model", "detector")
     await shell("keys", "show")
     await shell("keys", "show", "--json")
     await shell("publish", folder)
-    assert "error[key_exists]" in await shell("keys", "init", "--model", "detector", code=1)
+    assert "error[key_exists]" in await shell("keys", "init", "--no-passphrase", "--model", "detector", code=1)
     pems = sorted((tmp_path / "keys").glob("*.pem"))
     assert len(pems) == 3
     assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o700
@@ -135,7 +135,9 @@ async def test_a_key_set_that_the_server_did_not_get_is_sent_again(
         assert (await release.trust(api, folder, ["detector"], keys.utc_now()))["root"] == 1
         assert await asyncio.to_thread(folder.root) == made
         assert await asyncio.to_thread(folder.pending) is None
-    assert "error[trust_exists]" in await shell("keys", "init", "--model", "m", "--keys", tmp_path / "b", code=1)
+    assert "error[trust_exists]" in await shell(
+        "keys", "init", "--no-passphrase", "--model", "m", "--keys", tmp_path / "b", code=1
+    )
     assert not (tmp_path / "b").exists()
 
 
@@ -186,7 +188,7 @@ async def test_a_server_with_another_root_gets_no_signature(server: Running, fol
     async with Api(server.url, server.token) as api:
         await release.trust(api, mine, ["detector"], keys.utc_now())
         online = await api.get("/v1/trust/keys")
-        await asyncio.to_thread(keys.first_trust, other, online, ["detector"], keys.utc_now())
+        await asyncio.to_thread(ceremony.first_trust, other, online, ["detector"], keys.utc_now())
         parcel = await asyncio.to_thread(parcels.of_folder, folder)
         with pytest.raises(Untrusted):
             await release.publish(api, other, parcel, keys.utc_now())
@@ -197,7 +199,7 @@ async def test_a_server_with_another_root_gets_no_signature(server: Running, fol
 
 
 async def test_the_fleet_is_shown(server: Running, shell: Shell, folder: Path) -> None:
-    await shell("keys", "init", "--model", "detector")
+    await shell("keys", "init", "--no-passphrase", "--model", "detector")
     assert "interlock-agent enrol" in await shell("device", "token", "--label", "site=berlin")
     await shell("publish", folder)
     for words in ("release list", "rollout list", "device list", "device list --label site=berlin", "events"):

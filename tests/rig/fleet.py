@@ -261,7 +261,7 @@ class Fleet:
 
     def init_keys(self, *models: str) -> None:
         """A development key set."""
-        self.cli("keys", "init", *(word for model in models for word in ("--model", model)))
+        self.cli("keys", "init", "--no-passphrase", *(word for model in models for word in ("--model", model)))
 
     def device(
         self, name: str, unit: Mapping[str, Any] | None = None, labels: Mapping[str, str] | None = None

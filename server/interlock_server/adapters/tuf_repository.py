@@ -11,8 +11,9 @@ Rules of the file:
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,21 +25,28 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets
 from tuf.api.serialization import DeserializationError
 
 from interlock_server.core import releases
+from interlock_server.ports import OnlineSigners
 from interlock_shared import canonical, durable, topics
 from interlock_shared.base import validate
 from interlock_shared.documents import Director
 from interlock_shared.errors import Conflict, Invalid, NotFound, Untrusted
-from interlock_shared.limits import METADATA_MAX_BYTES
+from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES
 
 TIMESTAMP_DAYS = 7  # how long a device believes that there is nothing newer
 SNAPSHOT_DAYS = 30
 RENEW_AFTER = timedelta(days=1)  # signed again daily, so that a server that is down for days strands nobody
 
+TOGETHER = "together.json"  # files of one upload, by name, until all of them are written
+TOGETHER_MAX_BYTES = 2**30
+
 _NAME = re.compile(r"^(timestamp|[0-9]{1,10}\.[a-z0-9][a-z0-9._-]{0,100})\.json$")
 
 
-def _load(document: Mapping[str, Any], kind: type[Signed], what: str, now: datetime) -> Metadata[Any]:
-    """Uploaded metadata as python-tuf's object, signatures unchecked. Raises Invalid, Untrusted (`expired`)."""
+def _load(document: Mapping[str, Any], kind: type[Signed], what: str, now: datetime | None) -> Metadata[Any]:
+    """Uploaded metadata as python-tuf's object, signatures unchecked; its expiry too, without `now`.
+
+    Raises Invalid, Untrusted (`expired`).
+    """
     try:
         data = canonical.encode(document)
         if len(data) > METADATA_MAX_BYTES:
@@ -48,7 +56,7 @@ def _load(document: Mapping[str, Any], kind: type[Signed], what: str, now: datet
         raise Invalid(f"{what}: not TUF metadata: {bad}", field=what, code="invalid_metadata") from None
     if not isinstance(metadata.signed, kind):
         raise Invalid(f"{what}: is {metadata.signed.type} metadata", field=what, code="invalid_metadata")
-    if metadata.signed.is_expired(now):
+    if now is not None and metadata.signed.is_expired(now):
         raise Untrusted(f"{what}: expired at {metadata.signed.expires}", code="expired")
     return metadata
 
@@ -84,11 +92,13 @@ class Trusted:
 class TufRepository:
     """`FOLDER/N.role.json`, `FOLDER/timestamp.json`, `FOLDER/target/director.json`."""
 
-    def __init__(self, folder: Path, signers: Mapping[str, Signer]) -> None:
-        self._folder, self._signers = folder, signers
+    def __init__(self, folder: Path, keys: OnlineSigners) -> None:
+        self._folder, self._keys = folder, keys
         (folder / "target").mkdir(parents=True, exist_ok=True)
         durable.sweep(folder)
+        self._finish()
         self._state = self._read()
+        self._settle()
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -140,7 +150,10 @@ class TufRepository:
         Raises Invalid, Untrusted, Conflict (`stale_metadata`, `target_changed`).
         """
         state = self._state.copy()
-        state.root = self._next_root(_load(document["root"], Root, "root", now))
+        roots = self._next_roots([*document.get("chain", ()), document["root"]], now)
+        if roots:
+            state.root = roots[-1]
+        state.root = cast("Metadata[Root]", state.root)
         targets = _load(document["targets"], Targets, "targets", now)
         _verify(state.root, "targets", targets)
         if state.targets is not None and targets.to_dict() != state.targets.to_dict():
@@ -148,23 +161,41 @@ class TufRepository:
         state.targets = targets
         director = self._director(targets.signed, document["director"])
         self._take_delegated(state, document["delegated"], now)
-        self._write_and_sign(state, now, {"target/" + topics.DIRECTOR_TARGET: director})
+        files = {f"{one.signed.version}.root.json": canonical.encode(one.to_dict()) for one in roots}
+        self._write_and_sign(state, now, {**files, "target/" + topics.DIRECTOR_TARGET: director}, together=True)
+        self._settle()
 
-    def _next_root(self, root: Metadata[Root]) -> Metadata[Root]:
-        current = self._state.root
-        if current is not None and current.to_dict() == root.to_dict():
-            return current
-        releases.check_version(current.signed.version if current else 0, root.signed.version)
-        for delegator in (current, root):
-            if delegator is not None:
-                _verify(delegator, "root", root)
-        if root.signed.consistent_snapshot is not True:
-            raise Invalid("root: consistent_snapshot must be true", field="root", code="invalid_metadata")
-        for role in ("snapshot", "timestamp"):
-            keyid = self._signers[role].public_key.keyid
-            if root.signed.roles[role].keyids != [keyid] or root.signed.roles[role].threshold != 1:
-                raise Untrusted(f"root: {role} must be signed by this server's key alone", code="foreign_online_key")
-        return root
+    def _next_roots(self, documents: Sequence[Mapping[str, Any]], now: datetime) -> list[Metadata[Root]]:
+        """The new ones of these roots, each signed by the one before it and by itself. What is known already is left
+        out, so that an upload can be repeated; only the last must not have expired, and names this server's keys.
+        """
+        current, found = self._state.root, []
+        for document in documents:
+            last = document is documents[-1]
+            root = _load(document, Root, "root", now if last else None)
+            if current is not None and root.signed.version <= current.signed.version and self._known(root):
+                continue
+            releases.check_version(current.signed.version if current else 0, root.signed.version)
+            for delegator in (current, root):
+                if delegator is not None:
+                    _verify(delegator, "root", root)
+            if root.signed.consistent_snapshot is not True:
+                raise Invalid("root: consistent_snapshot must be true", field="root", code="invalid_metadata")
+            found.append(root)
+            current = root
+        for role in ("snapshot", "timestamp") if found else ():
+            named, mine = found[-1].signed.roles[role], self._keys.candidates(role)
+            if named.threshold != 1 or named.keyids not in [[one.public_key.keyid] for one in mine]:
+                raise Untrusted(
+                    f"root: {role} must be signed by this server's key alone: `interlock root propose --rotate {role}`",
+                    code="foreign_online_key",
+                )
+        return found
+
+    def _known(self, root: Metadata[Root]) -> bool:
+        with contextlib.suppress(OSError):
+            return self.path(f"{root.signed.version}.root.json").read_bytes() == canonical.encode(root.to_dict())
+        return False
 
     def _director(self, targets: Targets, document: Mapping[str, Any]) -> bytes:
         data = canonical.encode(document)
@@ -172,9 +203,33 @@ class TufRepository:
         facts = _facts(targets).get(topics.DIRECTOR_TARGET)
         if facts != (len(data), canonical.sha256(data)):
             raise Untrusted("targets: director.json is not the document that was sent", code="target_mismatch")
-        if self._signers["director"].public_key.keyid not in director.keys or director.epoch != releases.DIRECTOR_EPOCH:
-            raise Untrusted("director: this server's key and epoch are not in it", code="foreign_online_key")
+        if set(director.keys) not in [{one.public_key.keyid} for one in self._keys.candidates("director")]:
+            raise Untrusted("director: it must name this server's key alone", code="foreign_online_key")
+        known = self._known_director()
+        if known is not None and set(known.keys) != set(director.keys) and director.epoch <= known.epoch:
+            raise Conflict(
+                f"director: another key needs a later epoch than {known.epoch}, which resets what was counted under it",
+                code="stale_metadata",
+                current=known.epoch,
+            )
+        if known is not None and director.epoch < known.epoch:
+            raise Conflict(f"director: epoch {director.epoch} is before {known.epoch}", code="stale_metadata")
         return data
+
+    def _known_director(self) -> Director | None:
+        """The trusted director's document. Raises Invalid."""
+        if self._state.targets is None:
+            return None
+        data = self.path("target/" + topics.DIRECTOR_TARGET).read_bytes()
+        return validate(Director, canonical.decode(data, limit=DOCUMENT_MAX_BYTES, what="director"), "director")
+
+    def _settle(self) -> None:
+        """Tell the online keys what trusted metadata says of them."""
+        root, director = self._state.root, self._known_director()
+        if root is None or director is None:
+            return
+        named: dict[str, Collection[str]] = {role: root.signed.roles[role].keyids for role in ("snapshot", "timestamp")}
+        self._keys.settle({**named, "director": list(director.keys)}, director.epoch)
 
     def _take_delegated(self, state: Trusted, documents: Mapping[str, Any], now: datetime) -> None:
         targets = cast("Metadata[Targets]", state.targets)
@@ -246,7 +301,32 @@ class TufRepository:
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    def _write_and_sign(self, state: Trusted, now: datetime, extra: Mapping[str, bytes]) -> None:
+    def _signer(self, root: Metadata[Root], role: str) -> Signer:
+        named = root.signed.roles[role].keyids
+        signers: Sequence[Signer] = self._keys.candidates(role)
+        return next(one for one in signers if one.public_key.keyid in named)
+
+    def _finish(self) -> None:
+        """Write what a power cut has left of an upload whose files belong together."""
+        path = self._folder / TOGETHER
+        if not path.exists():
+            return
+        files = canonical.decode(path.read_bytes(), limit=TOGETHER_MAX_BYTES, what=TOGETHER)
+        self._write({str(name): str(text).encode() for name, text in files.items()})
+        durable.remove(path)
+
+    def _write(self, files: Mapping[str, bytes]) -> None:
+        for name, data in files.items():
+            path = self._folder / name
+            if not path.exists() or path.read_bytes() != data:
+                durable.replace_file(path, data, mode=0o644)
+
+    def _write_and_sign(
+        self, state: Trusted, now: datetime, extra: Mapping[str, bytes], *, together: bool = False
+    ) -> None:
+        """Snapshot, timestamp, and all files. `together`: a new root or director must not be seen, after a power cut,
+        beside a timestamp of before.
+        """
         root, targets = cast("Metadata[Root]", state.root), cast("Metadata[Targets]", state.targets)
         snapshot = Snapshot(
             version=(state.snapshot.signed.version if state.snapshot else 0) + 1,
@@ -260,8 +340,8 @@ class TufRepository:
             snapshot_meta=MetaFile(snapshot.version),
         )
         state.snapshot, state.timestamp = Metadata(snapshot), Metadata(timestamp)
-        state.snapshot.sign(self._signers["snapshot"])
-        state.timestamp.sign(self._signers["timestamp"])
+        state.snapshot.sign(self._signer(root, "snapshot"))
+        state.timestamp.sign(self._signer(root, "timestamp"))
         _verify(root, "snapshot", state.snapshot)
         _verify(root, "timestamp", state.timestamp)
         files = dict(extra)
@@ -270,8 +350,10 @@ class TufRepository:
         files[f"{snapshot.version}.snapshot.json"] = canonical.encode(state.snapshot.to_dict())
         files[f"{root.signed.version}.root.json"] = canonical.encode(root.to_dict())
         files["timestamp.json"] = canonical.encode(state.timestamp.to_dict())
-        for name, data in files.items():
-            path = self._folder / name
-            if not path.exists() or path.read_bytes() != data:
-                durable.replace_file(path, data, mode=0o644)
+        if together:
+            record = canonical.encode({name: data.decode() for name, data in files.items()})
+            durable.replace_file(self._folder / TOGETHER, record, mode=0o644)
+        self._write(files)
+        if together:
+            durable.remove(self._folder / TOGETHER)
         self._state = state

@@ -13,8 +13,6 @@ from interlock_shared.errors import Conflict, Invalid, Untrusted
 from interlock_shared.manifest import Manifest
 from interlock_shared.topics import target_name
 
-DIRECTOR_EPOCH = 1  # a stolen director key is replaced under the next one, which resets every counter
-
 Targets = Mapping[str, tuple[int, str]]
 
 

@@ -45,6 +45,7 @@ ROUTES = (
     Route("GET", topics.OPENAPI, openapi.get, NOBODY),
     Route("GET", topics.METRICS, metrics.metrics, "viewer"),
     Route("GET", topics.ONLINE_KEYS, trust.keys, "viewer"),
+    Route("POST", topics.ONLINE_KEYS, trust.rotate, "admin", models.RotateBody),
     Route("GET", topics.TRUST, trust.get_trust, "viewer"),
     Route("POST", topics.TRUST, trust.post_trust, "admin", models.TrustBody),
     Route("GET", topics.METADATA.replace("{name}", "{name:.+}"), trust.metadata, NOBODY),

@@ -23,12 +23,21 @@ class Body(BaseModel):
 
 
 class TrustBody(Body):
-    """TUF root and targets metadata, metadata of new delegated roles, and the target `director.json`."""
+    """TUF root and targets metadata, metadata of new delegated roles, and the target `director.json`. `chain`: roots
+    between the server's and `root`, oldest first.
+    """
 
+    chain: list[Json] = Field(default_factory=list, max_length=256)
     root: Json
     targets: Json
     delegated: dict[str, Json] = Field(default_factory=dict, max_length=1024)
     director: Json
+
+
+class RotateBody(Body):
+    """Which online keys are to be replaced."""
+
+    roles: list[Literal["snapshot", "timestamp", "director"]] = Field(min_length=1, max_length=3)
 
 
 class MissingBody(Body):

@@ -15,13 +15,13 @@ from datetime import datetime
 from typing import Any
 
 from securesystemslib.signer import Signer
-from tuf.api.metadata import Metadata, Snapshot, TargetFile, Timestamp
+from tuf.api.metadata import Metadata, TargetFile
 
-from interlock_server.publisher import keys, metadata, payload
+from interlock_server.publisher import ceremony, keys, metadata, payload
 from interlock_server.publisher.client import Api
 from interlock_server.publisher.keys import KeyFolder
 from interlock_shared import topics
-from interlock_shared.errors import Conflict, NotFound
+from interlock_shared.errors import Conflict
 from interlock_shared.manifest import Manifest
 from interlock_shared.segments import Transport
 
@@ -51,39 +51,10 @@ async def trust(api: Api, folder: KeyFolder, models: list[str], now: datetime) -
                 "the server has its trust already; add models with `interlock keys add-model`", code="trust_exists"
             )
         online = await api.get(topics.ONLINE_KEYS)
-        upload = await asyncio.to_thread(keys.first_trust, folder, online, models, now)
+        upload = await asyncio.to_thread(ceremony.first_trust, folder, online, models, now)
     answer = await api.post(topics.TRUST, upload, safe=True)
     await asyncio.to_thread(folder.taken)
     return answer
-
-
-async def add_model(api: Api, folder: KeyFolder, model: str, now: datetime) -> dict[str, Any]:
-    """Let a new key release one more model. Raises Conflict (`model_exists`), Untrusted."""
-    keys.check_model(model)
-    known = await _any_chain(api, folder)
-    director = await api.metadata("target/" + topics.DIRECTOR_TARGET)
-    upload = await asyncio.to_thread(keys.with_model, folder, known, director or b"{}", model, now)
-    return await api.post(topics.TRUST, upload, safe=True)
-
-
-async def _any_chain(api: Api, folder: KeyFolder) -> dict[str, bytes]:
-    """The server's root and targets, verified over the chain of a model that is there already."""
-    names = await _delegated(api)
-    if not names:
-        raise NotFound("the server has no model yet that its metadata could be verified by", code="no_model")
-    files = await metadata.collect(api.metadata, names[0])
-    root = await asyncio.to_thread(folder.root)
-    await asyncio.to_thread(metadata.verify, root, files, names[0], [])
-    return files
-
-
-async def _delegated(api: Api) -> list[str]:
-    """Models that the server's snapshot names; a hint only, what counts is verified later."""
-    timestamp = metadata.parsed(await api.metadata("timestamp.json"), "timestamp.json", Timestamp)
-    name = f"{timestamp.snapshot_meta.version}.snapshot.json"
-    snapshot = metadata.parsed(await api.metadata(name), name, Snapshot)
-    roles = [one.removesuffix(".json") for one in sorted(snapshot.meta)]
-    return [role.removeprefix("release-") for role in roles if role.startswith("release-")]
 
 
 async def upload(api: Api, parcel: Parcel, progress: payload.Progress = payload.silent) -> int:

@@ -64,7 +64,8 @@ devices = Table(
     Column("online", Boolean, nullable=False),
     _text("last_seen", null=True),
     Column("reported", JSON, nullable=True),
-    # The newest desired document: its counter only grows, and is stored before the document is sent.
+    # The newest desired document: its counter only grows within its epoch, and is stored before the document is sent.
+    Column("epoch", BigInteger, nullable=False),
     Column("counter", BigInteger, nullable=False),
     Column("desired", LargeBinary, nullable=True),
     Column("desired_units", JSON, nullable=True),

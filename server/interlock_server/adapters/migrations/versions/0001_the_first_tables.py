@@ -80,6 +80,7 @@ def upgrade() -> None:
     sa.Column('online', sa.Boolean(), nullable=False),
     sa.Column('last_seen', sa.String(), nullable=True),
     sa.Column('reported', sa.JSON(), nullable=True),
+    sa.Column('epoch', sa.BigInteger(), nullable=False),
     sa.Column('counter', sa.BigInteger(), nullable=False),
     sa.Column('desired', sa.LargeBinary(), nullable=True),
     sa.Column('desired_units', sa.JSON(), nullable=True),

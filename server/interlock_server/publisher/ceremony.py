@@ -7,7 +7,7 @@ gets new keys signs anew what it had signed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +18,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Role, Root, T
 
 from interlock_server.publisher.keys import (
     OFFLINE_ROLES,
+    SIDELOAD,
     PENDING_FILE,
     ROOT_FILE,
     KeyFolder,
@@ -34,7 +35,7 @@ from interlock_shared.errors import Conflict, Invalid, NotFound
 from interlock_shared.trust import load_keys
 
 ONLINE_ROLES = ("snapshot", "timestamp", "director")
-CUSTOM = "x-interlock"  # the field of root that is ours: {"tls_ca": PEM}
+CUSTOM = topics.ROOT_EXTENSION
 KEYID_MIN = 6  # characters of a key id that say which key is meant
 
 
@@ -87,7 +88,9 @@ def first(
     targets = Targets(expires=expires(now), delegations=Delegations({}, {}))
     _name_director(targets, document)
     delegated = {}
-    for role in sorted(set(roles) - set(OFFLINE_ROLES)):
+    if roles.get(SIDELOAD):
+        root.unrecognized_fields.setdefault(CUSTOM, {})[topics.ROOT_SIDELOAD] = _named(roles[SIDELOAD])
+    for role in sorted(set(roles) - {*OFFLINE_ROLES, SIDELOAD}):
         _delegate(targets, role)
         _set_role(_role(targets, role), _keys(targets), role, list(roles[role]), thresholds.get(role, 1))
         delegated[role] = Metadata(Targets(expires=expires(now)))
@@ -103,7 +106,7 @@ def following(state: State, changes: Changes, now: datetime) -> Proposal:
     root, targets = deepcopy(state.root.signed), deepcopy(state.targets.signed)
     director = _change_targets(targets, state, changes)
     _change_root(root, changes)
-    touched = {role for role in changes.roles() | changes.renew if role not in OFFLINE_ROLES}
+    touched = {role for role in changes.roles() | changes.renew if role not in (*OFFLINE_ROLES, SIDELOAD)}
     delegated = {role: _release(state, role, now) for role in sorted(touched)}
     new_root = _bumped(root, state.root, "root" in changes.renew, now)
     again = "targets" in changes.renew or bool({"targets"} & changes.roles())
@@ -152,13 +155,24 @@ def _change_root(root: Root, changes: Changes) -> None:
             _set_role(root.roles[role], root.keys, role, [changes.online[role]], 1)
     used = {keyid for role in root.roles.values() for keyid in role.keyids}
     root.keys = {keyid: key for keyid, key in root.keys.items() if keyid in used}
+    ours = dict(root.unrecognized_fields.get(CUSTOM, {}))
     if changes.tls_ca is not None:
-        root.unrecognized_fields[CUSTOM] = {**root.unrecognized_fields.get(CUSTOM, {}), "tls_ca": changes.tls_ca}
+        ours["tls_ca"] = changes.tls_ca
+    if SIDELOAD in changes.roles():
+        known = load_keys(ours.get(topics.ROOT_SIDELOAD, {}))
+        kept = _changed({key.keyid: key for key in known}, SIDELOAD, changes)
+        ours[topics.ROOT_SIDELOAD] = _named(kept.values())
+    if ours:
+        root.unrecognized_fields[CUSTOM] = ours
+
+
+def _named(keys: Iterable[Key]) -> dict[str, Any]:
+    return {key.keyid: key.to_dict() for key in keys}
 
 
 def _change_targets(targets: Targets, state: State, changes: Changes) -> dict[str, Any]:
     """The director's document that goes with it."""
-    for role in sorted(changes.roles() - set(OFFLINE_ROLES)):
+    for role in sorted(changes.roles() - {*OFFLINE_ROLES, SIDELOAD}):
         if targets.delegations is None or role not in (targets.delegations.roles or {}):
             _delegate(targets, role)
         _change_role(_role(targets, role), _keys(targets), role, changes)
@@ -207,7 +221,12 @@ def _keys(targets: Targets) -> dict[str, Key]:
 def _change_role(role: Role, keys: dict[str, Key], name: str, changes: Changes) -> None:
     if name not in changes.roles():
         return
-    kept = {keyid: keys[keyid] for keyid in role.keyids}
+    kept = _changed({keyid: keys[keyid] for keyid in role.keyids}, name, changes)
+    _set_role(role, keys, name, list(kept.values()), changes.thresholds.get(name, role.threshold))
+
+
+def _changed(kept: dict[str, Key], name: str, changes: Changes) -> dict[str, Key]:
+    """The keys of a role after the changes. Raises NotFound (`unknown_key`), Conflict (`key_exists`)."""
     for given in changes.remove.get(name, ()):
         found = [one for one, key in kept.items() if given in (holder_of(key), one)]
         found = found or [one for one in kept if len(given) >= KEYID_MIN and one.startswith(given)]
@@ -219,7 +238,7 @@ def _change_role(role: Role, keys: dict[str, Key], name: str, changes: Changes) 
         if any(key.keyval == one.keyval for one in kept.values()):
             raise Conflict(f"{name}: {holder_of(key)} is one of its keys already", code="key_exists")
         kept[key.keyid] = key
-    _set_role(role, keys, name, list(kept.values()), changes.thresholds.get(name, role.threshold))
+    return kept
 
 
 def _set_role(role: Role, keys: dict[str, Key], name: str, wanted: list[Key], threshold: int) -> None:

@@ -12,6 +12,7 @@ from tuf.api.metadata import Metadata
 from interlock_server.publisher.keys import holder_of
 from interlock_server.publisher.proposal import Proposal, label
 from interlock_shared import canonical
+from interlock_shared.topics import ROOT_EXTENSION
 
 WORDLESS = {"_type", "spec_version"}  # the same in every document of a kind, or the server refuses it
 
@@ -36,10 +37,10 @@ def _facts(metadata: Metadata[Any]) -> Iterator[tuple[str, str]]:
         yield f"target {name}", f"sha256 {target.get('hashes', {}).get('sha256')}, {target.get('length')} bytes"
         rest = {key: value for key, value in target.items() if key not in {"hashes", "length"}}
         yield from _flat(f"target {name} ", rest)
-    authority = document.get("x-interlock", {})
+    authority = document.get(ROOT_EXTENSION, {})
     if isinstance(authority, dict) and isinstance(authority.get("tls_ca"), str):
         digest = canonical.sha256(authority["tls_ca"].encode())
-        document["x-interlock"] = {**authority, "tls_ca": f"PEM with sha256 {digest}"}
+        document[ROOT_EXTENSION] = {**authority, "tls_ca": f"PEM with sha256 {digest}"}
     yield from _flat("", {**document, **delegations})
 
 

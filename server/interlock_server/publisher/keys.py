@@ -29,6 +29,7 @@ ROOT_FILE = "root.json"
 KEYS_FILE = "keys.toml"
 PENDING_FILE = "upload.json"  # made and not yet taken by a server
 OFFLINE_ROLES = ("root", "targets")  # and one release role a model
+SIDELOAD = "sideload"  # no role of TUF: keys that root lets sign permits
 
 HOLDER = "x-interlock-holder"  # the field of a public key that says who has the private part
 
@@ -52,10 +53,10 @@ def check_model(model: str) -> str:
 
 
 def check_role(role: str) -> str:
-    """An offline role: `root`, `targets`, `release-MODEL`. Raises Invalid (`bad_role`)."""
-    if role not in OFFLINE_ROLES:
+    """What a key is for: `root`, `targets`, `release-MODEL`, `sideload`. Raises Invalid (`bad_role`)."""
+    if role not in (*OFFLINE_ROLES, SIDELOAD):
         if not role.startswith("release-"):
-            raise Invalid(f"{role!r} is no role: one of root, targets, release-MODEL is", code="bad_role")
+            raise Invalid(f"{role!r} is no role: one of root, targets, release-MODEL, sideload is", code="bad_role")
         check_model(role.removeprefix("release-"))
     return role
 

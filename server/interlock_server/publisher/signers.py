@@ -67,7 +67,7 @@ def load(uri: str, public: Key, place: Place) -> Signer:
     `wrong_passphrase`), Invalid (`bad_key`), Unreachable (`key_unreachable`: a token that is not plugged in, a cloud).
     """
     if scheme_of(uri) == FILE:
-        signer = _of_file(_path(uri, place), place.secrets)
+        signer = of_file(_path(uri, place), place.secrets)
         if signer.public_key.keyval != public.keyval:
             raise Invalid(f"{uri}: it is another key than the one that keys.toml names", code="bad_key")
         return signer
@@ -129,7 +129,8 @@ def _private_file(path: Path) -> bytes:
         raise Forbidden(f"{path}: {bad.strerror}", code="no_key") from None
 
 
-def _of_file(path: Path, secrets: Passphrases) -> CryptoSigner:
+def of_file(path: Path, secrets: Passphrases) -> CryptoSigner:
+    """The key in a file. Raises as `load`."""
     data = _private_file(path)
     private = _decrypted(path, data, secrets)
     if not isinstance(private, (Ed25519PrivateKey, EllipticCurvePrivateKey)):
@@ -175,7 +176,7 @@ def public_of(uri: str, place: Place) -> tuple[str, Key]:
     """The full URI and the public part of a key that is there already. Raises as `load`."""
     scheme, rest = scheme_of(uri), uri.partition(":")[2]
     if scheme == FILE:
-        return uri, _of_file(_path(uri, place), place.secrets).public_key
+        return uri, of_file(_path(uri, place), place.secrets).public_key
     try:
         if scheme == HSM:
             number, _, query = rest.partition("?")

@@ -10,10 +10,11 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from interlock_server.publisher import archives, export, payload, settings
-from interlock_server.publisher.cli import output
+from interlock_server.publisher import archives, export, payload, settings, signers
+from interlock_server.publisher.cli import holding, output
 from interlock_server.publisher.client import Api
 from interlock_server.publisher.keys import ROOT_FILE, KeyFolder
+from interlock_server.publisher.passphrases import Passphrases
 from interlock_server.publisher.permits import Meant, describe, renew
 from interlock_server.publisher.progress import Bar
 from interlock_shared.archive import Head
@@ -96,16 +97,18 @@ def permit_command(
     device: Device = None,
     class_: Class = None,
     keys: output.Keys = None,
+    passphrase_file: holding.PassphraseFile = None,
 ) -> None:
     """Give a bundle another permit, without the server: for other devices, or since the old one has expired.
 
-    The key is one that the root names for this: [bold]interlock root sideload-key[/bold]. Every byte is checked.
+    The key is one that the root names for this ([bold]interlock keys generate sideload[/bold], [bold]export[/bold], then
+    [bold]interlock root propose --add[/bold]). Every byte is checked.
 
     Example: interlock bundle permit old.bundle --key depot.pem --device press-9 --valid-for 7d -o new.bundle
     """
     meant = Meant.of(device or (), class_ or (), valid_for)
     path = Path(key.removeprefix("file:"))
-    signer = KeyFolder(path.parent).signer(path.stem)
+    signer = signers.of_file(path, Passphrases(passphrase_file))
     with payload.open_plain(file) as stream, _writing(out) as target, Bar("writing", file.stat().st_size) as bar:
         root = _root(settings.load(None, None, keys))
         permit, count = renew(stream, target, signer, meant, root=root, now=output.now(), progress=bar.advance)

@@ -18,9 +18,9 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Role, Root, T
 
 from interlock_server.publisher.keys import (
     OFFLINE_ROLES,
-    SIDELOAD,
     PENDING_FILE,
     ROOT_FILE,
+    SIDELOAD,
     KeyFolder,
     check_model,
     check_role,

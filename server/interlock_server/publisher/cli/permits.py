@@ -101,8 +101,8 @@ def permit_command(
 ) -> None:
     """Give a bundle another permit, without the server: for other devices, or since the old one has expired.
 
-    The key is one that the root names for this ([bold]interlock keys generate sideload[/bold], [bold]export[/bold], then
-    [bold]interlock root propose --add[/bold]). Every byte is checked.
+    The key is one that the root names for this: [bold]interlock keys generate sideload[/bold] and [bold]export[/bold],
+    then [bold]interlock root propose --add[/bold]. Every byte is checked.
 
     Example: interlock bundle permit old.bundle --key depot.pem --device press-9 --valid-for 7d -o new.bundle
     """

@@ -132,7 +132,7 @@ class Agent:
         self.link = Link(self.ports, self.engine, self.broker, self.describer.reported, self.config.link.poll_s)
         self.broker.on_message = self.link.message
         self.broker.on_connect = self.link.connected
-        self.describer.broker = self.broker
+        self.describer.broker, self.describer.refused = self.broker, self.link.refusals
         self.engine.on_change = self.link.changed
         self.describer.on_serving = self.link.changed
         self._spawn(self.broker.run())

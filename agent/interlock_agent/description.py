@@ -4,7 +4,7 @@ installed, confirmed, running now) are taken from where each of them is true, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from interlock_agent.config import Config
@@ -56,6 +56,7 @@ class Describer:
         self._engine, self._ports, self._host, self._config = engine, ports, host, config
         self.broker: BrokerView | None = None
         self.inbox: InboxView | None = None
+        self.refused: Mapping[str, int] = {}  # of the link: `document:reason` -> how many since the start
         self.on_serving: Callable[[str], None] = lambda unit: None
         self._units: dict[str, dict[str, Any]] = {}
         self._looking: set[asyncio.Task[None]] = set()
@@ -137,6 +138,7 @@ class Describer:
             "fingerprint_sha256": shared.fingerprint_sha256,
             "units": await self._units_now(),
             "clock_floor": meta.get("clock_floor"),
+            "refused": dict(self.refused),
             "notes": self._notes(),
         }
 

@@ -27,6 +27,7 @@ from interlock_shared.limits import DOCUMENT_MAX_BYTES, MQTT_INFLIGHT
 log = logging.getLogger("interlock.link")
 
 RESEND_S = 30.0  # an entry that was sent and not acknowledged is sent again
+ASK_AGAIN_S = 60.0  # between two looks for a newer director because of a message that nobody known has signed
 REPORT_EVERY_S = 0.2  # changes within this time are one report
 
 
@@ -52,9 +53,9 @@ class Link:
         self._sent = 0
         self._wake = asyncio.Event()
         self._report_due = asyncio.Event()
-        self._refused: set[str] = set()  # each reason once, not once a message
         self._incoming = asyncio.Lock()
-        self.refusals = 0
+        self._asked_at: float | None = None  # when a document last made us ask for newer metadata
+        self.refusals: dict[str, int] = {}  # `document:reason` -> how many; each is reported once, not once a message
 
     async def run(self) -> None:
         """Pump, report and poll until cancelled."""
@@ -80,10 +81,10 @@ class Link:
         except InterlockError as error:
             await self._refuse(kind, error)
 
-    async def desired(self, payload: bytes) -> None:
-        """Believe, journal, act. Raises InterlockError."""
+    async def desired(self, payload: bytes, *, asked: bool = False) -> None:
+        """Believe, journal, act. `asked`: it is the server's answer, not a message. Raises InterlockError."""
         async with self._incoming:
-            desired = await self._believe(payload)
+            desired = await self._believe(payload, asked)
             if desired is None:
                 return
             units = {name: wish.model_dump(mode="json") for name, wish in desired.units.items()}
@@ -105,12 +106,16 @@ class Link:
         clock.raise_floor(min(seconds(desired.issued_at), seconds(str(until))))
         return {"clock_floor": rfc3339(clock.floor())}
 
-    async def _believe(self, payload: bytes) -> Desired | None:
+    async def _believe(self, payload: bytes, asked: bool) -> Desired | None:
         try:
             return self._open(payload)
         except Untrusted as error:
             if error.code not in ("unknown_key", "bad_signature", "wrong_epoch"):
                 raise
+            now = self._ports.clock.monotonic()
+            if not asked and self._asked_at is not None and now - self._asked_at < ASK_AGAIN_S:
+                raise  # whoever floods the broker does not make the device ask without end; the poll does, too
+            self._asked_at = now
         await self._engine.shared.trust_moved(await self._ports.fetcher.refresh())  # the director may be a new one
         return self._open(payload)
 
@@ -130,18 +135,20 @@ class Link:
         )
 
     async def _refuse(self, kind: str, error: InterlockError) -> None:
-        self.refusals += 1
-        log.warning("%s ignored: %s", kind, error.message)
         key = f"{kind}:{error.code}"
-        if key in self._refused or isinstance(error, Later):
+        self.refusals[key] = self.refusals.get(key, 0) + 1
+        if self.refusals[key] > 1:
             return
-        self._refused.add(key)
+        log.warning("%s ignored, further ones are counted: %s", kind, error.message)
+        self._report_due.set()
+        if isinstance(error, Later):
+            return
         entry = {"kind": "refused", "at": rfc3339(self._ports.clock.now()), "reason": error.code}
         entry["data"] = {"document": kind, "message": error.message[:500]}  # type: ignore[assignment]
         try:
             await self._ports.journal.put_meta({}, (entry,))
         except Later:  # a full disk: told when it happens again
-            self._refused.discard(key)
+            del self.refusals[key]
         self._wake.set()
 
     async def resume(self) -> None:
@@ -217,7 +224,7 @@ class Link:
         try:
             document = await self._ports.fetcher.poll()
             if document is not None:
-                await self.desired(document)
+                await self.desired(document, asked=True)
         except Later as error:
             log.debug("poll: %s", error.message)
         except InterlockError as error:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from interlock_server.auditing import record
+from interlock_server.core import desired
 from interlock_server.core.access import DEVICE_TOKEN, Actor, digest
 from interlock_server.core.moments import stamp
 from interlock_server.ports import Clock, Joined, Row, Rows, Store
@@ -100,6 +101,22 @@ class Devices:
         # The counter stays: a device with new keys may still remember how far the old one came.
         await rows.change("devices", {"id": device}, **identity)
 
+    async def reconcile(self, actor: Actor, device: str, epoch: int) -> int:
+        """Number the next desired document after what the device has accepted, and make one; that counter. `epoch`: the
+        director's.
+
+        Raises NotFound (`no_device`), Conflict (`not_ahead`, `director_epoch`, `counter_jump`)."""
+        async with self._store.writing() as rows:
+            row = await self._known(rows, device)
+            if desired.ahead((row["epoch"], row["counter"]), row["reported"]) is None:
+                raise Conflict(f"{device} has accepted nothing newer than what was sent here", code="not_ahead")
+            known = row["counter"] if row["epoch"] == epoch else 0
+            counter = desired.goes_on_from((epoch, known), row["reported"])
+            at, sent = stamp(self._clock()), [row["epoch"], row["counter"]]
+            await rows.change("devices", {"id": device}, epoch=epoch, counter=counter, desired_units=None)
+            await record(rows, at, actor, "device.reconcile", device, sent=sent, counter=[epoch, counter])
+        return counter
+
     # --- views -----------------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -119,6 +136,8 @@ class Devices:
             "last_seen": row["last_seen"],
             "agent": reported.get("agent", row["agent"]),
             "units": units,
+            "ahead": desired.ahead((row["epoch"], row["counter"]), row["reported"]) is not None,
+            "refused": reported.get("refused", {}),
         }
 
     async def listing(self, labels: Mapping[str, str]) -> list[Row]:

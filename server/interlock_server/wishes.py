@@ -9,19 +9,21 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from interlock_server.core import rollout
+from interlock_server.core import desired, rollout
 from interlock_server.core.moments import parse, stamp
 from interlock_server.ports import Clock, Row, Rows, Sealer, Store
 from interlock_server.rollouts import wish_of
 from interlock_shared import trust
 from interlock_shared.documents import Assignment, Desired
+from interlock_shared.errors import Conflict
 
 LIFETIME = timedelta(days=90)  # a device cut off for longer keeps serving; it only takes up nothing new
 RENEW_AFTER = timedelta(days=45)
 
 
 class Wishes:
-    """Keeps every device's document equal to what its rollouts say."""
+    """Keeps every device's document equal to what its rollouts say. A device that is ahead (core/desired.py) gets none
+    before it was reconciled."""
 
     def __init__(self, store: Store, sealer: Sealer, clock: Clock, spread_s: float = 0.0) -> None:
         self._store, self._sealer, self._clock, self._spread_s = store, sealer, clock, spread_s
@@ -41,10 +43,16 @@ class Wishes:
             if row is None:
                 return None
             units = await self._units(rows, device)
+            if desired.ahead((row["epoch"], row["counter"]), row["reported"]) is not None:
+                return None  # until a person has looked: it is not pushed back to what a backup says
             epoch = self._sealer.epoch
             if not self._stale(row, units, now, epoch):
                 return row["desired"] if row["desired"] is None else bytes(row["desired"])
-            counter = self._last(row, epoch) + 1
+            known = row["counter"] if row["epoch"] == epoch else 0  # each epoch counts from the beginning
+            try:
+                counter = desired.goes_on_from((epoch, known), row["reported"]) + 1
+            except Conflict:
+                counter = known + 1  # what it says of itself is not plausible
             envelope = self._seal(device, (epoch, counter), units, now)
             await rows.change(
                 "devices",
@@ -66,16 +74,6 @@ class Wishes:
         return bool(row["desired_units"] != units or now - parse(row["desired_issued_at"]) > RENEW_AFTER)
 
     @staticmethod
-    def _last(row: Row, epoch: int) -> int:
-        """The last counter under the director's epoch: the database's, or what the device has accepted, which is ahead
-        of it after a restore from a backup. Each epoch counts from the beginning.
-        """
-        known = int(row["counter"]) if row["epoch"] == epoch else 0
-        theirs, counter = (row["reported"] or {}).get("desired") or (0, 0)
-        plausible = theirs == epoch and 0 <= counter - known < trust.COUNTER_JUMP_MAX
-        return int(counter) if plausible else known
-
-    @staticmethod
     async def _units(rows: Rows, device: str) -> dict[str, Any]:
         wishes = rollout.wanted([wish_of(row) for row in await rows.list("assignments", device=device)])
         return {
@@ -89,7 +87,7 @@ class Wishes:
         }
 
     def _seal(self, device: str, place: tuple[int, int], units: dict[str, Any], now: datetime) -> bytes:
-        desired = Desired(
+        document = Desired(
             device=device,
             epoch=place[0],
             counter=place[1],
@@ -98,4 +96,4 @@ class Wishes:
             units={unit: Assignment(**wish) for unit, wish in units.items()},
             start_spread_s=self._spread_s,
         )
-        return self._sealer.seal(desired, trust.DESIRED_TYPE)
+        return self._sealer.seal(document, trust.DESIRED_TYPE)

@@ -222,6 +222,9 @@ class Reported(Report):
     fingerprint_sha256: str
     units: dict[Name, UnitReport]
     clock_floor: str | None = None
+    refused: dict[Annotated[str, Field(max_length=80)], Annotated[int, Field(ge=0, lt=2**53)]] = Field(
+        default_factory=dict, max_length=100
+    )  # documents that the device has ignored since the agent's start, by `document:reason`
     notes: tuple[str, ...] = ()  # what a person should know: state was lost, clock is behind, a document was refused
 
 

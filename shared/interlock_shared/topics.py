@@ -54,6 +54,7 @@ DEVICE = "/v1/devices/{id}"
 DEVICE_HISTORY = "/v1/devices/{id}/history"
 DEVICE_VERDICTS = "/v1/devices/{id}/verdicts"
 DEVICE_VERDICT_PLOT = "/v1/devices/{id}/verdicts/{number}.svg"  # GET: its latencies as a picture
+DEVICE_RECONCILE = "/v1/devices/{id}/reconcile"  # POST: go on from what a device that is ahead reports
 DEVICE_DESIRED = "/v1/devices/{id}/desired"  # GET: the poll that backs up MQTT (device credentials)
 DEVICE_TOKENS = "/v1/device-tokens"  # POST: a one-time enrolment token
 ENROL = "/v1/enrol"  # POST: token and public key in, identity out

@@ -81,20 +81,24 @@ def open_envelope(data: bytes, payload_type: str, schema: str, kind: type[M], ke
 def open_desired(
     data: bytes, keys: list[Key], *, device: str, last: tuple[int, int], epoch: int, now: str
 ) -> Desired | None:
-    """Steps 1 to 9. None: a repetition or an older document, which is a no-op. `last` is (epoch, counter) of the
-    newest accepted document, `epoch` the director's of the trusted metadata, `now` the time floor (RFC 3339 UTC).
+    """Steps 1 to 9. None: the newest accepted document once more, which is a no-op. `last` is its (epoch, counter),
+    `epoch` the director's of the trusted metadata, `now` the time floor (RFC 3339 UTC).
 
-    Raises Invalid, Untrusted, Incompatible, Forbidden (`other_device`).
+    Raises Invalid, Untrusted (`older`: a replay, or an order that was turned round), Incompatible, Forbidden
+    (`other_device`).
     """
     desired = open_envelope(data, DESIRED_TYPE, DESIRED_SCHEMA, Desired, keys, "desired")
     if desired.device != device:  # 7
         raise Forbidden(f"desired: is for {desired.device}, this is {device}", code="other_device")
     if desired.epoch != epoch:
         raise Untrusted(f"desired: director epoch {desired.epoch}, {epoch} is trusted", code="wrong_epoch")
-    if (desired.epoch, desired.counter) <= last:  # 9, before 8: an old document that expired is still only old
+    if (desired.epoch, desired.counter) == last:  # 9, before 8: an old document that expired is still only old
         return None
-    if desired.epoch == last[0] and desired.counter - last[1] > COUNTER_JUMP_MAX:
-        raise Untrusted(f"desired: the counter jumps from {last[1]} to {desired.counter}", code="counter_jump")
+    if (desired.epoch, desired.counter) < last:
+        raise Untrusted(f"desired: {desired.counter} of epoch {desired.epoch}, {last[1]} was accepted", code="older")
+    before = last[1] if desired.epoch == last[0] else 0  # an epoch begins again
+    if desired.counter - before > COUNTER_JUMP_MAX:
+        raise Untrusted(f"desired: the counter jumps from {before} to {desired.counter}", code="counter_jump")
     if desired.expires_at <= now:  # 8
         raise Untrusted(f"desired: expired at {desired.expires_at}, it is {now}", code="expired")
     return desired

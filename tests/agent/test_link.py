@@ -128,7 +128,7 @@ def test_a_wish_is_believed_journaled_and_then_acted_upon() -> None:
         for counter in (5, 4, 1):  # repeated, replayed, reordered
             await world.link.message("desired", desired(counter))
         assert len(world.engine.orders) == 1
-        assert world.refused() == []
+        assert world.refused() == ["older"]
         await world.link.message("desired", desired(6))
         assert [order["detector"].assignment for order in world.engine.orders] == ["w5", "w6"]
         again = World()
@@ -152,7 +152,8 @@ def test_a_refusal_is_told_once_for_each_reason() -> None:
             await world.link.message("desired", desired(5, ends=-1))
             await world.link.message("desired", desired(2**40))
             await world.link.message("ack", b"[]")
-        assert world.link.refusals == 15
+        assert sum(world.link.refusals.values()) == 15
+        assert world.link.refusals["desired:other_device"] == 3
         assert world.engine.orders == []
 
     world.run(story())
@@ -167,12 +168,63 @@ def test_an_unknown_key_is_looked_up_once() -> None:
         await world.link.message("desired", desired(5))
         assert world.fetcher.refreshes == 1
         assert len(world.engine.orders) == 1
+        for counter in range(6, 60):
+            await world.link.message("desired", desired(counter, key=OTHER_KEY))
+        assert world.fetcher.refreshes == 1, "a flood is not answered with a flood"
+        await asyncio.sleep(links.ASK_AGAIN_S)
+        await world.link.message("desired", desired(6, key=OTHER_KEY))
+        assert world.fetcher.refreshes == 2
         await world.link.message("desired", desired(6, key=OTHER_KEY))
         assert world.fetcher.refreshes == 2
         assert len(world.engine.orders) == 1
+        assert world.link.refusals == {"desired:bad_signature": 56}
 
     world.run(story())
     assert world.refused() == ["bad_signature"]
+
+
+def test_a_rotated_director_is_found_by_asking_while_the_broker_floods() -> None:
+    world = World()
+    world.knows()
+
+    async def story() -> None:
+        await world.link.message("desired", desired(9))
+        world.fetcher.key, world.fetcher.epoch = OTHER_KEY, 2
+        thief = CryptoSigner.generate_ed25519()
+        await world.link.message("desired", desired(10, key=thief))
+        world.knows()  # the metadata had not moved yet
+        await world.link.message("desired", desired(1, epoch=2, key=OTHER_KEY))
+        assert world.journal.memory.meta["desired_at"] == [1, 9]
+        await world.link.desired(desired(1, epoch=2, key=OTHER_KEY), asked=True)
+        assert world.journal.memory.meta["desired_at"] == [2, 1], "the epoch begins again"
+        await world.link.message("desired", desired(11))
+        assert world.journal.memory.meta["desired_at"] == [2, 1]
+
+    world.run(story())
+
+
+def test_after_a_lost_journal_the_newest_document_is_heard_again_and_nothing_older() -> None:
+    world = World()
+    world.knows()
+    world.engine.stored.meta["desired_at"] = [1, 7]  # from the ledger, without what it said
+
+    async def story() -> None:
+        await world.link.message("desired", desired(5))
+        assert world.engine.orders == []
+        await world.link.message("desired", desired(7))
+        assert [order["detector"].assignment for order in world.engine.orders] == ["w7"]
+
+    world.run(story())
+    assert world.refused() == ["older"]
+
+
+def test_a_signed_time_raises_the_floor_only_as_far_as_the_metadata_vouches() -> None:
+    for until, floor in ((at(86_400), rfc3339(EPOCH)), (at(-50), rfc3339(EPOCH - 50)), (None, None)):
+        world = World()
+        world.knows()
+        world.engine.stored.meta["signed_until"] = until
+        world.run(world.link.message("desired", desired(1)))
+        assert world.journal.memory.meta.get("clock_floor") == floor
 
 
 def test_a_new_director_epoch_is_looked_up_and_an_old_one_is_not_believed() -> None:
@@ -198,7 +250,7 @@ def test_trust_that_cannot_be_refreshed_is_no_refusal() -> None:
         await world.link.message("desired", desired(5))
 
     world.run(story())
-    assert (world.link.refusals, world.refused()) == (1, [])
+    assert (world.link.refusals, world.refused()) == ({"desired:unreachable": 1}, [])
 
 
 def happened(kind: str) -> dict[str, Any]:

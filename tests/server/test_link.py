@@ -354,3 +354,38 @@ async def test_a_broker_that_restarts_gets_everything_again(tmp_path: Path, free
             await link.send("event", device.event("accepted"))
             await link.acked(1)
     await outside.stop()
+
+
+async def test_a_device_ahead_of_a_restored_server_is_left_alone_until_it_is_reconciled(fleet: Fleet) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        await fleet.publish(version)
+    device, ask = await fleet.enrol("edge-1"), fleet.admin
+    rollout = {"model": "detector", "to": {"device": "edge-1"}}
+    where = f"/v1/devices/{device.id}"
+    async with device.online() as link:
+        await ask.post(topics.ROLLOUTS, {**rollout, "version": "1.0.0"})
+        await link.until(lambda one: bool(one.desired))
+        assert (await ask.ask("POST", f"{where}/reconcile", {}))[1]["code"] == "not_ahead"
+        # What the device says now, the database of a backup would not know.
+        refused = {"desired:older": 2, "nobodys:own": 1}
+        await link.send("reported", device.reported(1, desired=[1, 41], refused=refused))
+        await link.send("event", device.event("accepted", 1))
+        await link.acked(1)
+        seen = len(link.desired)
+        await ask.post(topics.ROLLOUTS, {**rollout, "version": "1.1.0"})
+        assert (await ask.get(where))["ahead"] is True
+        bearer = {"Authorization": f"Bearer {ask.token}"}
+        async with ask.session.get(ask.url + topics.METRICS, headers=bearer) as answer:
+            figures = await answer.text()
+        assert "interlock_devices_ahead 1.0" in figures
+        assert 'interlock_device_documents_refused_total{document="desired",reason="older"} 2.0' in figures
+        assert "nobodys" not in figures, "no device makes up series"
+        done = await ask.post(f"{where}/reconcile", {})
+        assert done == {"device": "edge-1", "counter": 41}
+        await link.until(lambda one: len(one.desired) > seen)
+    document = opened(link.desired[-1], fleet.online, device.id, (1, 41))
+    assert document is not None
+    assert (document.counter, document.units["detector"].version) == (42, "1.1.0")
+    assert (await ask.get(where))["ahead"] is False
+    audit = await ask.get("/v1/audit")
+    assert "device.reconcile" in str(audit)

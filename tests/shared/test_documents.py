@@ -204,6 +204,14 @@ def test_a_desired_document_is_believed_once() -> None:
     assert opened(data) == desired()
     assert opened(data, last=(2, 7)) is None
     assert opened(data, last=(2, 7), now="2027-01-01T00:00:00Z") is None, "old, whatever else it is"
+    for last in ((2, 8), (3, 1)):
+        with pytest.raises(Untrusted) as older:
+            opened(data, last=last, now="2027-01-01T00:00:00Z")
+        assert older.value.code == "older"
+    assert opened(data, last=(1, 2**52)) == desired(), "a new epoch begins again"
+    with pytest.raises(Untrusted) as jump:
+        opened(trust.seal(desired(counter=2**33), trust.DESIRED_TYPE, KEY), last=(1, 2**33))
+    assert jump.value.code == "counter_jump", "from nothing"
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,14 @@ async def verdict_plot(request: web.Request) -> web.Response:
     return web.Response(text=plot.svg(document), content_type="image/svg+xml", charset="utf-8", headers=headers)
 
 
+async def reconcile(request: web.Request) -> web.Response:
+    """Go on from what a device reports, after the server was restored"""
+    device, known = request.match_info["id"], services(request)
+    counter = await known.devices.reconcile(actor(request), device, known.catalogue.keys()["director_epoch"])
+    known.changed([device])
+    return answer({"device": device, "counter": counter})
+
+
 async def desired(request: web.Request) -> web.Response:
     """The newest desired document, for the device itself"""
     device = request.match_info["id"]

@@ -7,6 +7,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from interlock_server.http.request import services
 
+REASONS = frozenset(  # a device must not be able to make up series
+    """
+    bad_signature counter_jump expired invalid needs_agent not_canonical older other_device unknown_key unknown_schema
+    unreachable wrong_epoch wrong_type
+    """.split()
+)
+
 
 async def metrics(request: web.Request) -> web.Response:
     """Figures for Prometheus"""
@@ -25,4 +32,17 @@ async def metrics(request: web.Request) -> web.Response:
     )
     for result, number in known.figures().items():
         messages.labels(result).inc(number)
+    refused = Counter(
+        "interlock_device_documents_refused",
+        "Documents from the server's side that devices have ignored since their agents' start, by kind and reason.",
+        ["document", "reason"],
+        registry=registry,
+    )
+    for device in found:
+        for name, number in device["refused"].items():
+            document, _, reason = name.partition(":")
+            known_document = document if document in ("desired", "ack") else "other"
+            refused.labels(known_document, reason if reason in REASONS else "other").inc(number)
+    ahead = Gauge("interlock_devices_ahead", "Devices that have accepted more than was sent here.", registry=registry)
+    ahead.set(sum(device["ahead"] for device in found))
     return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

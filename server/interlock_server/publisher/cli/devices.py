@@ -93,6 +93,8 @@ def _device(found: Mapping[str, Any]) -> None:
             "last seen": output.when(found["last_seen"]),
             "agent": found["agent"],
             "key": found.get("keyid"),
+            "ahead of the server": f"yes: interlock device reconcile {found['id']}" if found.get("ahead") else None,
+            "documents refused": found.get("refused") or None,
             "events missing": found.get("events_gap"),
         }
     )
@@ -116,6 +118,23 @@ def device_show(
     Example: interlock device show press-7
     """
     output.show(output.fetch(server, token, path(topics.DEVICE, id=device)), as_json, _device)
+
+
+@app.command()
+def reconcile(
+    device: Device, server: output.Server = None, token: output.Token = None, as_json: output.Json = False
+) -> None:
+    """Go on with a device that is ahead of the server.
+
+    After the server was restored from a backup, devices have accepted more than it remembers. They are left alone and
+    shown as `ahead`. Look at what such a device runs (interlock device show) and what is wanted of it; then this
+    numbers the next desired document after what the device reports.
+
+    Example: interlock device reconcile press-7
+    """
+    route = path(topics.DEVICE_RECONCILE, id=device)
+    document = output.with_api(server, token, lambda api: api.post(route, {}))
+    output.show(document, as_json, lambda found: output.say(f"{device} goes on from counter {found['counter']}"))
 
 
 EVENT = ("at", "device", "unit", "kind", "version", "reason")

@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
-from interlock_server import __version__, config, runtime
+from interlock_server import __version__, broker_command, config, runtime
 from interlock_server.adapters.blobs import FolderBlobs
 from interlock_server.adapters.broker import Address, Broker
 from interlock_server.adapters.database import Database
@@ -246,9 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("interlock-server", description=HELP, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"interlock-server {__version__}")
-    run = parser.add_subparsers(dest="command", metavar="COMMAND").add_parser(
-        "run", help="start the server", description=HELP, formatter_class=raw
-    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    broker_command.add_parser(commands)
+    run = commands.add_parser("run", help="start the server", description=HELP, formatter_class=raw)
     add = run.add_argument
     where = "/var/lib/interlock-server for root, else $XDG_STATE_HOME/interlock-server"
     add("--data", type=Path, metavar="DIR", help=f"database, keys, segments, metadata; default: {where}")
@@ -282,8 +282,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command is None:
         parser.print_help()
         return 2
-    runtime.set_up_logs(given.log_format)
+    runtime.set_up_logs(getattr(given, "log_format", "text"))
     try:
+        if given.command == "broker-config":
+            return broker_command.run(given)
         settings = config.Settings(
             data=(given.data or config.default_data()).absolute(),
             listen=config.address(given.listen, "--listen"),

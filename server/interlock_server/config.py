@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from interlock_shared.base import Name
 from interlock_shared.errors import Invalid
 
 SYSTEM_FOLDER = Path("/var/lib/interlock-server")
@@ -59,6 +62,14 @@ def mosquitto(passwords: Path | None, acl: Path | None, pid: Path | None, broker
     if broker is None:
         raise Invalid("--mosquitto-passwd is for an external broker: --broker", field="--broker")
     return Mosquitto(passwords.absolute(), acl.absolute(), pid.absolute() if pid else None)
+
+
+def device_id(text: str, option: str) -> str:
+    """Raises Invalid."""
+    try:
+        return TypeAdapter(Name).validate_python(text)
+    except ValidationError:
+        raise Invalid(f"{option}: {text!r} is no device's id", field=option) from None
 
 
 def default_data() -> Path:

@@ -34,6 +34,8 @@ CLIENT_NAME = "@server"  # CN of the server as a client of a broker: no device i
 
 CA_LIFETIME = timedelta(days=25 * 365)  # as long as a device may live; it is replaced by way of the root metadata
 SERVER_LIFETIME = timedelta(days=90)
+STAND_IN_LIFETIME = timedelta(minutes=10)
+BROKER_LIFETIME = timedelta(days=397)  # of an external broker's certificate, which a person renews
 BACKDATED = timedelta(days=1)  # a peer whose clock is a little behind still believes
 CRL_LIFETIME = timedelta(days=30)  # a broker that has an expired list refuses everybody; it is written far more often
 CSR_MAX_BYTES = 16 * 1024
@@ -153,6 +155,20 @@ class DeviceCA:
         """
         wanted = [_host(one) for one in dict.fromkeys(hosts)]
         return self._kept(SERVER, hosts, wanted)
+
+    def stand_in(self, device: str) -> tuple[bytes, str]:
+        """(key and certificate as PEM, serial): a few minutes in the device's name, to take over a session of it."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH
+        signed = self._devices.sign(key.public_key(), device, self._clock(), STAND_IN_LIFETIME, usage)
+        return _private(key) + _pem(signed), serial_text(signed.serial_number)
+
+    def broker_pem(self, hosts: Sequence[str], lifetime: timedelta = BROKER_LIFETIME) -> bytes:
+        """Key, certificate and chain of an external broker under these names and addresses."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        usage = ExtendedKeyUsageOID.SERVER_AUTH
+        signed = self._tls.sign(key.public_key(), "interlock-broker", self._clock(), lifetime, usage, list(hosts))
+        return _private(key) + _pem(signed) + _pem(self._tls.certificate)
 
     def client_files(self) -> tuple[Path, Path]:
         """(certificate with chain, key) of this server as the client `@server` of an external broker."""

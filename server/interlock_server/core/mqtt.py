@@ -24,6 +24,7 @@ TOPIC_MAX_BYTES = 256  # the longest of ours has 100
 FILTERS_MAX = 16  # in one SUBSCRIBE; a device has five
 
 PINGRESP_PACKET = b"\xd0\x00"
+DISCONNECT_PACKET = b"\xe0\x00"
 
 
 class RefusedConnection(Exception):
@@ -202,6 +203,12 @@ def _qos(what: str, bits: int) -> int:
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------
+
+
+def connect(client_id: str) -> bytes:
+    """A CONNECT with a clean session and nothing more: the certificate says who it is."""
+    name = client_id.encode()
+    return _packet(CONNECT << 4, b"\x00\x04MQTT\x04\x02\x00\x1e" + struct.pack("!H", len(name)) + name)
 
 
 def connack(code: int) -> bytes:

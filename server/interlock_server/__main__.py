@@ -34,9 +34,11 @@ from interlock_server.engine import Engine
 from interlock_server.http import app as api
 from interlock_server.http.request import Services
 from interlock_server.intake import Intake
+from interlock_server.publishing import Publishing
 from interlock_server.rollouts import Rollouts
 from interlock_server.tokens import Tokens
 from interlock_server.wishes import Wishes
+from interlock_server.withdrawals import Withdrawals
 from interlock_shared import canonical, durable, tasks
 from interlock_shared.errors import Conflict, InterlockError
 
@@ -147,8 +149,11 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         catalogue = Catalogue(
             parts.database, parts.repository, parts.blobs, parts.keys, clock, engine.moved, engine.connected
         )
+        publishing = Publishing(parts.database, parts.repository, catalogue, clock, engine.moved, engine.changed)
         known = Services(
             catalogue=catalogue,
+            publishing=publishing,
+            withdrawals=Withdrawals(parts.database, clock, engine.changed),
             devices=Devices(parts.database, clock, files.joined if files else None),
             rollouts=Rollouts(parts.database, clock, engine.changed),
             tokens=tokens,
@@ -160,7 +165,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             broker_url=address.public if settings.broker else None,
             broker_port=broker_port,
         )
-        await catalogue.recover()
+        await publishing.recover()
         await intake.start()
         token = await _first_token(tokens, settings)
         for work in (engine.run(catalogue), link.run(engine.received, engine.connected)):

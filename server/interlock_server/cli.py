@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from interlock_server import __version__
-from interlock_server.publisher.cli import bundle, devices, fleet, keyring, output, root
+from interlock_server.publisher.cli import bundle, devices, fleet, keyring, output, releases, root
 from interlock_shared.errors import InterlockError, Invalid, Later
 
 DONE, REFUSED, USAGE, LATER = 0, 1, 2, 3
@@ -30,7 +30,7 @@ app.add_typer(keyring.app, name="keys")
 app.add_typer(root.app, name="root")
 app.command("publish")(keyring.publish)
 app.command("login")(keyring.login)
-app.add_typer(fleet.releases, name="release")
+app.add_typer(releases.app, name="release")
 app.add_typer(fleet.rollouts, name="rollout")
 app.add_typer(devices.app, name="device")
 app.command("events")(devices.events)

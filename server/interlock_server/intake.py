@@ -15,6 +15,7 @@ from interlock_server.core import events
 from interlock_server.core.moments import stamp
 from interlock_server.ports import Clock, Row, Rows, Store
 from interlock_server.rollouts import derive
+from interlock_server.withdrawals import move
 from interlock_shared import canonical, trust
 from interlock_shared.documents import Ack, Event, Reported
 from interlock_shared.errors import InterlockError, Invalid
@@ -75,6 +76,7 @@ class Intake:
                     self._complain(message.device, refused)
                     await rows.change("devices", {"id": message.device}, refused=row["refused"] + 1)
             await derive(rows, sorted(result.touched), at)
+            await move(rows, sorted(result.touched), at)
         return result
 
     def _complain(self, device: str, why: InterlockError) -> None:

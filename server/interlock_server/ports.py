@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from interlock_server.core.releases import Content
 from interlock_shared.base import Signed
 
 Row = dict[str, Any]
@@ -29,6 +31,10 @@ class Rows(Protocol):
 
     async def insert_new(self, table: str, **values: Any) -> bool:
         """False, and nothing done, when a row with this key is there."""
+        ...
+
+    async def remove(self, table: str, **where: Any) -> int:
+        """How many rows were removed."""
         ...
 
     async def change(self, table: str, where: Mapping[str, Any], **values: Any) -> int:
@@ -81,6 +87,19 @@ class OnlineSigners(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A release role's next metadata: what it said, what it says, whose signatures hold, how many are needed; `data`:
+    the bytes to store."""
+
+    old: Content
+    new: Content
+    keyids: tuple[str, ...]
+    threshold: int
+    version: int
+    data: bytes
+
+
 class Repository(Protocol):
     """TUF metadata in files. Blocks: called in a thread, one call at a time."""
 
@@ -90,9 +109,11 @@ class Repository(Protocol):
 
     def accept_trust(self, document: Mapping[str, Any], now: datetime) -> None: ...
 
-    def check_release(self, model: str, metadata: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], bytes]:
-        """({"old": targets, "new": targets, "version": …}, bytes to store) of metadata whose signature holds."""
-        ...
+    def check_release(self, model: str, metadata: Mapping[str, Any], now: datetime) -> Checked: ...
+
+    def signers_of(self, model: str) -> tuple[frozenset[str], int]: ...
+
+    def version_of(self, model: str) -> int: ...
 
     def add_release(self, model: str, metadata: bytes, now: datetime) -> None: ...
 

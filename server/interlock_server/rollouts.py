@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from interlock_server.auditing import record
-from interlock_server.core import rollout
+from interlock_server.core import releases, rollout
 from interlock_server.core.access import Actor
 from interlock_server.core.moments import stamp
 from interlock_server.ports import Changed, Clock, Row, Rows, Store
@@ -66,6 +66,43 @@ async def derive(rows: Rows, devices: Iterable[str], at: str) -> None:
                 await rows.change("assignments", {"id": wish.id}, state=now.state, reason=now.reason, updated_at=at)
 
 
+async def begin(rows: Rows, identity: str, release: Row, to: Mapping[str, Any], by: str, at: str) -> Row:
+    """A new rollout, newer than all others; its row."""
+    last = await rows.list("rollouts", order="number", newest=True, limit=1)
+    row = {
+        "id": identity,
+        "number": last[0]["number"] + 1 if last else 1,
+        "model": release["model"],
+        "version": release["version"],
+        "manifest_sha256": release["manifest_sha256"],
+        "to": dict(to),
+        "created_at": at,
+        "created_by": by,
+        "aborted_at": None,
+        "ended": "",
+    }
+    await rows.insert("rollouts", **row)
+    return row
+
+
+async def assign(rows: Rows, begun: Row, device: str, at: str) -> None:
+    """The rollout concerns this device."""
+    await rows.insert(
+        "assignments",
+        id=f"a-{secrets.token_hex(8)}",
+        number=begun["number"],
+        rollout=begun["id"],
+        device=device,
+        unit=begun["model"],
+        version=begun["version"],
+        manifest_sha256=begun["manifest_sha256"],
+        cancelled=False,
+        state="offered",
+        reason="",
+        updated_at=at,
+    )
+
+
 class Rollouts:
     """Starting, aborting, looking."""
 
@@ -73,47 +110,34 @@ class Rollouts:
         self._store, self._clock, self._changed = store, clock, changed
 
     async def start(self, actor: Actor, model: str, version: str, to: Mapping[str, Any]) -> Row:
-        """A rollout of a published release. Raises NotFound (`no_release`, `no_device`)."""
+        """A rollout of a published release. Raises NotFound (`no_release`, `no_device`), Conflict (`release_pending`,
+        `release_withdrawn`, `release_revoked`)."""
         at, identity = stamp(self._clock()), f"r-{secrets.token_hex(5)}"
         async with self._store.writing() as rows:
-            release = await rows.find("releases", model=model, version=version, state="published")
-            if release is None:
-                raise NotFound(f"there is no release {model} {version}", code="no_release")
+            release = await self._usable(rows, model, version)
             devices = rollout.select(await rows.list("devices"), to)
             if not devices:
                 raise NotFound("no device is meant by this", code="no_device", to=dict(to))
-            last = await rows.list("rollouts", order="number", newest=True, limit=1)
-            number = last[0]["number"] + 1 if last else 1
-            what = {"version": version, "manifest_sha256": release["manifest_sha256"]}
-            await rows.insert(
-                "rollouts",
-                id=identity,
-                number=number,
-                model=model,
-                **what,
-                to=dict(to),
-                created_at=at,
-                created_by=actor.name,
-                aborted_at=None,
-            )
+            begun = await begin(rows, identity, release, to, actor.name, at)
             for device in devices:
-                await rows.insert(
-                    "assignments",
-                    id=f"a-{secrets.token_hex(8)}",
-                    number=number,
-                    rollout=identity,
-                    device=device,
-                    unit=model,
-                    **what,
-                    cancelled=False,
-                    state="offered",
-                    reason="",
-                    updated_at=at,
-                )
+                await assign(rows, begun, device, at)
             await derive(rows, devices, at)
             await record(rows, at, actor, "rollout.start", identity, release=f"{model} {version}", devices=len(devices))
         self._changed(devices)
         return await self.get(identity)
+
+    @staticmethod
+    async def _usable(rows: Rows, model: str, version: str) -> Row:
+        found = await rows.find("releases", model=model, version=version)
+        if found is not None and found["state"] != releases.PUBLISHING:
+            releases.check_usable(f"{model} {version}", found["state"], found["ended_reason"] or "")
+            return found
+        if found is not None or await rows.find("proposals", model=model, version=version, action="publish"):
+            raise Conflict(
+                f"{model} {version} awaits signatures: `interlock release show {model} {version}`",
+                code="release_pending",
+            )
+        raise NotFound(f"there is no release {model} {version}", code="no_release")
 
     async def abort(self, actor: Actor, identity: str) -> Row:
         """Take back what has not switched yet: these devices get their wish before, or none.
@@ -124,8 +148,8 @@ class Rollouts:
         async with self._store.writing() as rows:
             found = await self._known(rows, identity)
             if found["aborted_at"] is not None:
-                raise Conflict(f"{identity} was aborted at {found['aborted_at']}", code="rollout_aborted")
-            await rows.change("rollouts", {"id": identity}, aborted_at=at)
+                raise Conflict(f"{identity} was {found['ended']} at {found['aborted_at']}", code="rollout_aborted")
+            await rows.change("rollouts", {"id": identity}, aborted_at=at, ended="aborted")
             devices = []
             for row in await rows.list("assignments", rollout=identity):
                 if row["state"] in rollout.NOT_SWITCHED:
@@ -153,7 +177,7 @@ class Rollouts:
             "version": row["version"],
             "manifest_sha256": row["manifest_sha256"],
             "to": row["to"],
-            "state": rollout.rollout_state(row["aborted_at"] is not None, states),
+            "state": rollout.rollout_state(row["ended"], states),
             "created_at": row["created_at"],
             "created_by": row["created_by"],
             "aborted_at": row["aborted_at"],

@@ -25,8 +25,8 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets
 from tuf.api.serialization import DeserializationError
 
 from interlock_server.core import releases
-from interlock_server.ports import OnlineSigners
-from interlock_shared import canonical, durable, topics
+from interlock_server.ports import Checked, OnlineSigners
+from interlock_shared import canonical, durable, revocation, topics
 from interlock_shared.base import validate
 from interlock_shared.documents import Director
 from interlock_shared.errors import Conflict, Invalid, NotFound, Untrusted
@@ -68,8 +68,17 @@ def _verify(delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> Non
         raise Untrusted(f"{role}: {bad}", code="bad_signature") from None
 
 
-def _facts(targets: Targets) -> dict[str, tuple[int, str]]:
-    return {name: (one.length, str(one.hashes.get("sha256"))) for name, one in targets.targets.items()}
+def _content(targets: Targets, what: str) -> releases.Content:
+    """Raises Invalid."""
+    signed = targets.to_dict()
+    field = signed.pop(revocation.FIELD, None) or {}
+    revoked = revocation.records({revocation.FIELD: field})
+    others = {name: value for name, value in field.items() if name != revocation.LIST}
+    for name in ("_type", "spec_version", "version", "expires", "delegations"):
+        signed.pop(name, None)
+    return releases.Content(
+        signed.pop("targets"), revoked, {**signed, **({revocation.FIELD: others} if others else {})}
+    )
 
 
 class Trusted:
@@ -200,7 +209,8 @@ class TufRepository:
     def _director(self, targets: Targets, document: Mapping[str, Any]) -> bytes:
         data = canonical.encode(document)
         director = validate(Director, dict(document), "director")
-        facts = _facts(targets).get(topics.DIRECTOR_TARGET)
+        target = targets.targets.get(topics.DIRECTOR_TARGET)
+        facts = (target.length, target.hashes.get("sha256")) if target else None
         if facts != (len(data), canonical.sha256(data)):
             raise Untrusted("targets: director.json is not the document that was sent", code="target_mismatch")
         if set(director.keys) not in [{one.public_key.keyid} for one in self._keys.candidates("director")]:
@@ -249,7 +259,8 @@ class TufRepository:
             known = state.delegated.get(name)
             if known is not None and metadata.to_dict() != known.to_dict():
                 releases.check_version(known.signed.version, metadata.signed.version)
-            if _facts(metadata.signed) != (_facts(known.signed) if known else {}):
+            content = _content(metadata.signed, name)
+            if content != (_content(known.signed, name) if known else releases.NOTHING):
                 raise Conflict(f"{name}: releases are published one by one", code="target_changed")
             state.delegated[name] = metadata
         missing = set(roles or {}) - set(state.delegated)
@@ -259,21 +270,45 @@ class TufRepository:
         for name, metadata in state.delegated.items():
             _verify(targets, name, metadata)  # what was published before must hold under new keys too
 
-    def check_release(self, model: str, metadata: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], bytes]:
-        """Signature and version of a release role's next metadata: the facts before and after, and bytes to store.
+    def check_release(self, model: str, metadata: Mapping[str, Any], now: datetime) -> Checked:
+        """A release role's next metadata with the signatures that hold; too few are no error.
 
-        Raises NotFound (`unknown_model`), Invalid, Untrusted, Conflict (`stale_metadata`).
+        Raises NotFound (`unknown_model`), Invalid, Untrusted (`bad_signature`: not one holds, or one does not),
+        Conflict (`stale_metadata`).
         """
         name = topics.release_role(model)
         known, targets = self._state.delegated.get(name), self._state.targets
         if known is None or targets is None:
             raise NotFound(f"no key may release {model!r}: add it to the trust metadata first", code="unknown_model")
         loaded = _load(metadata, Targets, name, now)
-        _verify(targets, name, loaded)
         if loaded.signed.delegations is not None:
             raise Invalid(f"{name}: a release role delegates nothing", field="metadata", code="foreign_delegation")
         releases.check_version(known.signed.version, loaded.signed.version)
-        return {"old": _facts(known.signed), "new": _facts(loaded.signed)}, canonical.encode(metadata)
+        result = targets.signed.get_verification_result(name, loaded.signed_bytes, loaded.signatures)
+        foreign = sorted(set(loaded.signatures) - set(result.signed))
+        if foreign or not result.signed:
+            who = f"key {foreign[0][:12]}…" if foreign else "nobody"
+            raise Untrusted(f"{name}: {who} may not sign this, or has signed something else", code="bad_signature")
+        return Checked(
+            old=_content(known.signed, name),
+            new=_content(loaded.signed, name),
+            keyids=tuple(sorted(result.signed)),
+            threshold=result.threshold,
+            version=loaded.signed.version,
+            data=canonical.encode(loaded.to_dict()),
+        )
+
+    def signers_of(self, model: str) -> tuple[frozenset[str], int]:
+        """Keys that may sign for the model, and how many of them must; no key for an unknown one."""
+        targets = self._state.targets
+        roles = targets.signed.delegations.roles if targets and targets.signed.delegations else None
+        role = (roles or {}).get(topics.release_role(model))
+        return (frozenset(role.keyids), role.threshold) if role else (frozenset(), 1)
+
+    def version_of(self, model: str) -> int:
+        """The version of the model's release role; 0 for an unknown model."""
+        known = self._state.delegated.get(topics.release_role(model))
+        return int(known.signed.version) if known else 0
 
     def add_release(self, model: str, metadata: bytes, now: datetime) -> None:
         """Write what `check_release` approved; a repetition after a power cut changes nothing."""
@@ -282,6 +317,7 @@ class TufRepository:
         name = topics.release_role(model)
         if state.delegated[name].signed.version >= loaded.signed.version:
             return
+        _verify(cast("Metadata[Targets]", state.targets), name, loaded)
         state.delegated[name] = loaded
         self._write_and_sign(state, now, {})
 

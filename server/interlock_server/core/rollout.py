@@ -173,8 +173,9 @@ def counts(states: Iterable[str]) -> dict[str, int]:
     return {state: found[state] for state in STATES if found[state]}
 
 
-def rollout_state(aborted: bool, states: Iterable[str]) -> str:
-    """`aborted`, `active` while a device has no result, `finished` after."""
-    if aborted:
-        return "aborted"
+def rollout_state(ended: str, states: Iterable[str]) -> str:
+    """Why it goes no further (`aborted`; `withdrawn`, `revoked`: its release was), else `active` while a device has no
+    result, `finished` after."""
+    if ended:
+        return ended
     return "finished" if all(state in SETTLED for state in states) else "active"

@@ -27,6 +27,15 @@ async def metrics(request: web.Request) -> web.Response:
     units = Gauge("interlock_assignments", "Assignments by state.", ["state"], registry=registry)
     for state, number in (await known.rollouts.counts()).items():
         units.labels(state).set(number)
+    held = Gauge(
+        "interlock_release_devices",
+        "Devices that have confirmed, or run, a release that is withdrawn or revoked.",
+        ["model", "version", "state"],
+        registry=registry,
+    )
+    for one in await known.catalogue.releases(None):
+        if one["ended"] is not None:
+            held.labels(one["model"], one["version"], one["state"]).set(one["devices"])
     messages = Counter(
         "interlock_device_messages", "Messages of devices by what became of them.", ["result"], registry=registry
     )

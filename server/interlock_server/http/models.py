@@ -10,6 +10,7 @@ from interlock_shared.base import Finite, Name, Sha256, Version
 from interlock_shared.classes import SELECTORS_MAX
 from interlock_shared.documents import Selector
 from interlock_shared.limits import PERMIT_MAX_S
+from interlock_shared.revocation import Reason
 
 LabelValue = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Labels = Annotated[dict[Name, LabelValue], Field(max_length=64)]
@@ -51,6 +52,18 @@ class ReleaseBody(Body):
 
     manifest: str
     metadata: Json
+
+
+class MetadataBody(Body):
+    """A release role's next metadata: one more signature of what is pending, or what revokes a release."""
+
+    metadata: Json
+
+
+class ReasonBody(Body):
+    """Why."""
+
+    reason: Reason
 
 
 class PermitBody(Body):

@@ -13,8 +13,10 @@ from interlock_server.catalogue import Catalogue
 from interlock_server.core.access import Actor
 from interlock_server.devices import Devices
 from interlock_server.ports import Changed
+from interlock_server.publishing import Publishing
 from interlock_server.rollouts import Rollouts
 from interlock_server.tokens import Tokens
+from interlock_server.withdrawals import Withdrawals
 from interlock_shared import canonical
 from interlock_shared.base import describe
 from interlock_shared.errors import Invalid
@@ -29,6 +31,8 @@ class Services:
     """Everything behind the API. `figures`: device messages by what became of them."""
 
     catalogue: Catalogue
+    publishing: Publishing
+    withdrawals: Withdrawals
     devices: Devices
     rollouts: Rollouts
     tokens: Tokens

@@ -128,6 +128,10 @@ class Api:
         data = await (self._again(once) if safe else once())
         return _document(data)
 
+    async def delete(self, route: str) -> dict[str, Any]:
+        """Drop what is there."""
+        return _document((await self._ask("DELETE", route, ANSWER_MAX_BYTES))[1])
+
     async def put_segment(self, one: Transport) -> None:
         """Upload a segment in its transport form."""
         headers = {

@@ -15,12 +15,12 @@ from datetime import datetime
 from typing import Any
 
 from securesystemslib.signer import Signer
-from tuf.api.metadata import Metadata, TargetFile
+from tuf.api.metadata import Metadata
 
-from interlock_server.publisher import ceremony, keys, metadata, payload
-from interlock_server.publisher.client import Api
+from interlock_server.publisher import ceremony, keys, payload, signing
+from interlock_server.publisher.client import Api, path
 from interlock_server.publisher.keys import KeyFolder
-from interlock_shared import topics
+from interlock_shared import revocation, topics
 from interlock_shared.errors import Conflict
 from interlock_shared.manifest import Manifest
 from interlock_shared.segments import Transport
@@ -88,11 +88,16 @@ async def upload(api: Api, parcel: Parcel, progress: payload.Progress = payload.
 async def publish(
     api: Api, folder: KeyFolder, parcel: Parcel, now: datetime, progress: payload.Progress = payload.silent
 ) -> dict[str, Any]:
-    """Upload, sign, announce; the release document. Raises Untrusted, Conflict (`release_exists`, …), NotFound."""
+    """Upload, sign, announce; the release document. What awaits signatures with these very bytes gets one more.
+
+    Raises Untrusted, Conflict (`release_exists`, `release_pending`, …), NotFound.
+    """
     # Before gigabytes travel: is there a key at all?
     signer = await asyncio.to_thread(folder.signer, topics.release_role(parcel.manifest.model))
     role = await _current(api, folder, parcel)
     await upload(api, parcel, progress)
+    if await signing.asked(api, parcel.manifest.model, parcel.manifest.version) is not None:
+        return await _join(api, folder, parcel, now)
     try:
         return await _post(api, signer, parcel, role, now)
     except Conflict as bad:
@@ -101,13 +106,31 @@ async def publish(
     return await _post(api, signer, parcel, await _current(api, folder, parcel), now)
 
 
-async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> Metadata[Any]:
-    """The release role's verified metadata. Raises Conflict (`release_exists`)."""
+async def _join(api: Api, folder: KeyFolder, parcel: Parcel, now: datetime) -> dict[str, Any]:
     model, version = parcel.manifest.model, parcel.manifest.version
-    files = await metadata.collect(api.metadata, model)
+    what = await signing.pending(api, folder, model, version, now)
+    if what.action != signing.PUBLISH or what.data != parcel.data:
+        raise Conflict(
+            f"{what.said.get('created_by')} has proposed other content as {parcel.manifest.release} at "
+            f"{what.said.get('created_at')}: `interlock release show {model} {version}`",
+            code="release_pending",
+        )
+    if (await asyncio.to_thread(folder.signer, topics.release_role(model))).public_key.keyid in what.signed_by:
+        return await api.get(path(topics.RELEASE, model=model, version=version))
+    return await signing.sign(api, what, await signing.own_signer(folder, what))
+
+
+async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> Metadata[Any]:
+    """The release role's verified metadata. Raises Conflict (`release_exists`, `release_revoked`)."""
+    model, version = parcel.manifest.model, parcel.manifest.version
     name = topics.target_name(model, version)
-    root = await asyncio.to_thread(folder.root)
-    chain = await asyncio.to_thread(metadata.verify, root, files, model, [name])
+    chain = await signing.chain_of(api, folder, model, name)
+    record = revocation.records(chain.role.signed.unrecognized_fields).get(version)
+    if record is not None:
+        raise Conflict(
+            f"{parcel.manifest.release} was revoked ({record.reason}); its version never comes back",
+            code="release_revoked",
+        )
     if name in chain.role.signed.targets:
         same = chain.matches(name, parcel.data)
         raise Conflict(
@@ -120,10 +143,7 @@ async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> Metadata[Any]
 
 
 async def _post(api: Api, signer: Signer, parcel: Parcel, role: Metadata[Any], now: datetime) -> dict[str, Any]:
-    name = topics.target_name(parcel.manifest.model, parcel.manifest.version)
-    role.signed.targets[name] = TargetFile.from_data(name, parcel.data, ["sha256"])
-    role.signed.version += 1
-    role.signed.expires = keys.expires(now)
-    role.sign(signer)
-    document = {"manifest": base64.b64encode(parcel.data).decode(), "metadata": role.to_dict()}
+    following = signing.added(role, parcel.manifest.model, parcel.manifest.version, parcel.data, keys.expires(now))
+    following.sign(signer)
+    document = {"manifest": base64.b64encode(parcel.data).decode(), "metadata": following.to_dict()}
     return await api.post(topics.RELEASES, document)

@@ -87,6 +87,30 @@ releases = Table(
     _text("state"),
     _text("created_at"),
     _text("published_by"),
+    Column("signatures", JSON, nullable=False),  # [{keyid, by, at}, …]: who signed, whose token sent it
+    # Why it is withdrawn or revoked, since when, by whom; `ended_number`: the last rollout before that.
+    _text("ended_at", null=True),
+    _text("ended_by", null=True),
+    _text("ended_reason", null=True),
+    Column("ended_number", BigInteger, nullable=True),
+    Column("revoked_by", JSON, nullable=False),  # as `signatures`, of the revocation
+)
+
+# What awaits signatures: one a release role. It is nowhere else until there are enough.
+proposals = Table(
+    "proposals",
+    metadata,
+    Column("model", String, primary_key=True),
+    _text("version"),
+    _text("action"),  # publish, revoke
+    Column("role_version", BigInteger, nullable=False),
+    Column("manifest", LargeBinary, nullable=True),  # of a publish
+    Column("metadata", LargeBinary, nullable=False),
+    Column("signatures", JSON, nullable=False),
+    _text("reason"),  # of a revocation
+    _text("created_at"),
+    _text("created_by"),
+    _text("expires_at"),
 )
 
 blobs = Table(
@@ -111,6 +135,7 @@ rollouts = Table(
     _text("created_at"),
     _text("created_by"),
     _text("aborted_at", null=True),
+    _text("ended"),  # "", aborted, withdrawn, revoked: why it goes no further
 )
 
 assignments = Table(

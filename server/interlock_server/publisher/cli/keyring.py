@@ -10,7 +10,7 @@ import typer
 
 from interlock_server.publisher import build, bundle_toml, ceremony, parcels, proceed, release, settings, standing
 from interlock_server.publisher import proposal as proposals
-from interlock_server.publisher.cli import holding, output
+from interlock_server.publisher.cli import holding, output, releases
 from interlock_server.publisher.client import Api
 from interlock_server.publisher.keys import ROOT_FILE, KeyFolder, check_model, check_role
 from interlock_server.publisher.progress import Bar
@@ -201,6 +201,13 @@ def publish(
         output.show_json(document)
         return
     release_name = f"{parcel.manifest.model} {parcel.manifest.version}"
+    if document["state"] == "awaiting":
+        output.say(
+            releases.awaits(document),
+            f"manifest {canonical.sha256(parcel.data)}",
+            f"next: another signer looks at it: interlock release sign {release_name}",
+        )
+        return
     output.say(
         f"published {release_name}, {output.size(parcel.manifest.payload_size)}",
         f"manifest {canonical.sha256(parcel.data)}",

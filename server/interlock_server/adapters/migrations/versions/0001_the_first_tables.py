@@ -112,6 +112,20 @@ def upgrade() -> None:
         batch_op.create_index('ix_events_assignment', ['assignment'], unique=False)
         batch_op.create_index('ix_events_kind', ['kind'], unique=False)
 
+    op.create_table('proposals',
+    sa.Column('model', sa.String(), nullable=False),
+    sa.Column('version', sa.String(), nullable=False),
+    sa.Column('action', sa.String(), nullable=False),
+    sa.Column('role_version', sa.BigInteger(), nullable=False),
+    sa.Column('manifest', sa.LargeBinary(), nullable=True),
+    sa.Column('metadata', sa.LargeBinary(), nullable=False),
+    sa.Column('signatures', sa.JSON(), nullable=False),
+    sa.Column('reason', sa.String(), nullable=False),
+    sa.Column('created_at', sa.String(), nullable=False),
+    sa.Column('created_by', sa.String(), nullable=False),
+    sa.Column('expires_at', sa.String(), nullable=False),
+    sa.PrimaryKeyConstraint('model')
+    )
     op.create_table('releases',
     sa.Column('model', sa.String(), nullable=False),
     sa.Column('version', sa.String(), nullable=False),
@@ -123,6 +137,12 @@ def upgrade() -> None:
     sa.Column('state', sa.String(), nullable=False),
     sa.Column('created_at', sa.String(), nullable=False),
     sa.Column('published_by', sa.String(), nullable=False),
+    sa.Column('signatures', sa.JSON(), nullable=False),
+    sa.Column('ended_at', sa.String(), nullable=True),
+    sa.Column('ended_by', sa.String(), nullable=True),
+    sa.Column('ended_reason', sa.String(), nullable=True),
+    sa.Column('ended_number', sa.BigInteger(), nullable=True),
+    sa.Column('revoked_by', sa.JSON(), nullable=False),
     sa.PrimaryKeyConstraint('model', 'version')
     )
     op.create_table('rollouts',
@@ -135,6 +155,7 @@ def upgrade() -> None:
     sa.Column('created_at', sa.String(), nullable=False),
     sa.Column('created_by', sa.String(), nullable=False),
     sa.Column('aborted_at', sa.String(), nullable=True),
+    sa.Column('ended', sa.String(), nullable=False),
     sa.PrimaryKeyConstraint('id'),
     sa.UniqueConstraint('number')
     )

@@ -14,7 +14,7 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -133,7 +133,7 @@ class Publishing:
             return
         now = self._clock()
         checked = await asyncio.to_thread(self._repository.check_release, model, metadata, now)
-        signed = [{"keyid": one, "by": actor.name, "at": stamp(now)} for one in checked.keyids]
+        keys, _ = await asyncio.to_thread(self._repository.signers_of, model)
         row = {
             "model": model,
             "version": version,
@@ -141,7 +141,7 @@ class Publishing:
             "role_version": checked.version,
             "manifest": data,
             "metadata": checked.data,
-            "signatures": signed,
+            "signatures": _signed(actor, checked.keyids, keys, stamp(now)),
             "reason": _reason(checked, action, model, version, data),
             "created_at": stamp(now),
             "created_by": actor.name,
@@ -164,7 +164,7 @@ class Publishing:
         merged = {"signed": held["signed"], "signatures": [*kept, *new]}
         checked = await asyncio.to_thread(self._repository.check_release, known["model"], merged, now)
         said = [one for one in known["signatures"] if one["keyid"] in have]
-        more = [{"keyid": one, "by": actor.name, "at": stamp(now)} for one in checked.keyids if one not in have]
+        more = _signed(actor, [one for one in checked.keyids if one not in have], keys, stamp(now))
         row = {**known, "metadata": checked.data, "signatures": [*said, *more]}
         await self._store_or_finish(actor, row, checked, "release.sign")
 
@@ -218,6 +218,10 @@ class Publishing:
                 continue
             async with self._store.writing() as rows:
                 await rows.change("releases", where, state=DONE[row["state"]], metadata=None)
+
+
+def _signed(actor: Actor, keyids: Iterable[str], holders: Mapping[str, str], at: str) -> list[Row]:
+    return [{"keyid": one, "holder": holders.get(one, ""), "by": actor.name, "at": at} for one in keyids]
 
 
 def _named(row: Row) -> str:

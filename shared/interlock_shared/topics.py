@@ -70,6 +70,9 @@ OPENAPI = "/v1/openapi.json"
 METRICS = "/metrics"
 
 
+KEY_HOLDER = "x-interlock-holder"  # field of a public key in signed metadata: who holds the private part
+
+
 def target_name(model: str, version: str) -> str:
     """The TUF target of a release: its manifest. Matches the delegation `MODEL/*/manifest.json`."""
     return f"{model}/{version}/manifest.json"

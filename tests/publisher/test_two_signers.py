@@ -97,7 +97,7 @@ async def test_a_release_waits_for_its_second_signer(
         (signers.keyids[1], "bob"),
     ]
     assert (shown["state"], shown["pending"]) == ("published", None)
-    assert "release-detector" in await shell("release", "show", "detector", "1.4.0", "--keys", signers.second.path)
+    assert "release-detector.pem" in await shell("release", "show", "detector", "1.4.0", "--keys", signers.second.path)
     assert "error[no_device]" in await shell(*start, code=1)  # it can be rolled out: there is only nobody
 
     await shell("publish", folder, *second)  # the next one; and what differs is shown
@@ -184,7 +184,7 @@ async def test_a_revocation_needs_as_many_and_is_for_ever(
 
 async def test_a_withdrawal_is_taken_back(server: Running, shell: Shell, folder: Path, tmp_path: Path) -> None:
     keys_of = ("--keys", tmp_path / "keys")
-    await shell("keys", "init", "--model", "detector", *keys_of)
+    await shell("keys", "init", "--model", "detector", "--no-passphrase", *keys_of)
     assert (await shell.document("publish", folder, *keys_of))["state"] == "published"  # one signer: as ever
     name, why = ("detector", "1.4.0"), ("--reason", "misses pallets")
     assert "withdrew detector 1.4.0" in await shell("release", "withdraw", *name, *why)

@@ -298,12 +298,18 @@ class TufRepository:
             data=canonical.encode(loaded.to_dict()),
         )
 
-    def signers_of(self, model: str) -> tuple[frozenset[str], int]:
-        """Keys that may sign for the model, and how many of them must; no key for an unknown one."""
+    def signers_of(self, model: str) -> tuple[dict[str, str], int]:
+        """Keys that may sign for the model, with their holders' names ("": not known), and how many of them must; no
+        key for an unknown model."""
         targets = self._state.targets
         roles = targets.signed.delegations.roles if targets and targets.signed.delegations else None
         role = (roles or {}).get(topics.release_role(model))
-        return (frozenset(role.keyids), role.threshold) if role else (frozenset(), 1)
+        if targets is None or role is None:
+            return {}, 1
+        keys = {keyid: targets.signed.get_key(keyid) for keyid in role.keyids}
+        return {
+            keyid: str(key.unrecognized_fields.get(topics.KEY_HOLDER, "")) for keyid, key in keys.items()
+        }, role.threshold
 
     def version_of(self, model: str) -> int:
         """The version of the model's release role; 0 for an unknown model."""

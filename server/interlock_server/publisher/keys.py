@@ -23,6 +23,7 @@ from interlock_server.publisher.passphrases import Passphrases
 from interlock_shared import canonical, durable
 from interlock_shared.base import Name
 from interlock_shared.errors import Conflict, Forbidden, Invalid, NotFound
+from interlock_shared.topics import KEY_HOLDER
 
 EXPIRY = timedelta(days=365)  # of what is signed offline: root, targets, release roles
 ROOT_FILE = "root.json"
@@ -31,7 +32,7 @@ PENDING_FILE = "upload.json"  # made and not yet taken by a server
 OFFLINE_ROLES = ("root", "targets")  # and one release role a model
 SIDELOAD = "sideload"  # no role of TUF: keys that root lets sign permits
 
-HOLDER = "x-interlock-holder"  # the field of a public key that says who has the private part
+HOLDER = KEY_HOLDER  # the field of a public key that says who has the private part
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 

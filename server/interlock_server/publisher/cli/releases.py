@@ -13,10 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from interlock_server.publisher import compare, settings, signing
-from interlock_server.publisher.cli import output
+from interlock_server.publisher import compare, signing
+from interlock_server.publisher.cli import holding, output
 from interlock_server.publisher.client import Api, path
-from interlock_server.publisher.keys import KeyFolder
 from interlock_server.publisher.signing import Pending
 from interlock_shared import canonical, topics
 from interlock_shared.errors import InterlockError, Invalid
@@ -87,33 +86,35 @@ def release_list(
 def _names(keys: Path | None) -> dict[str, str]:
     """Key ids of the keyring here, by name; empty where there is none."""
     try:
-        folder = KeyFolder(Path(settings.load(None, None, keys).need("keys")))
-        return {one["keyid"]: one["role"] for one in folder.public()}
+        return {one["keyid"]: one["uri"] for one in holding.folder(keys).public()}
     except (InterlockError, OSError):
         return {}
 
 
-def _signers(found: list[Mapping[str, Any]], names: Mapping[str, str]) -> list[tuple[str, str, str, str | None]]:
-    return [(one["keyid"][:16], names.get(one["keyid"], ""), one["by"], output.when(one["at"])) for one in found]
+def _signers(found: list[Mapping[str, Any]], names: Mapping[str, str]) -> list[tuple[str, str, str, str, str | None]]:
+    return [
+        (one["keyid"][:16], one["holder"], names.get(one["keyid"], ""), one["by"], output.when(one["at"]))
+        for one in found
+    ]
 
 
 def _show(found: Mapping[str, Any], names: Mapping[str, str]) -> None:
     plain = {name: value for name, value in found.items() if not isinstance(value, list | dict)}
     output.show_facts({**plain, "size": output.size(found["size"])})
-    signed = ("key", "here as", "sent by", "at")
+    signed, some = ("key", "holder", "here as", "sent by", "at"), ("holder", "here as")
     output.say("", "signed by")
-    output.show_table(signed, _signers(found["signatures"], names), "nobody yet", optional=("here as",))
+    output.show_table(signed, _signers(found["signatures"], names), "nobody yet", optional=some)
     ended, pending = found.get("ended"), found.get("pending")
     if ended:
         output.say("", f"{found['state']} at {output.when(ended['at'])} by {ended['by']}: {ended['reason']}")
         if ended["signatures"]:
-            output.show_table(signed, _signers(ended["signatures"], names), "", optional=("here as",))
+            output.show_table(signed, _signers(ended["signatures"], names), "", optional=some)
     if pending:
         output.say("", awaits(found), f"proposed by {pending['created_by']} at {output.when(pending['created_at'])}")
         output.say(f"it is dropped at {output.when(pending['expires_at'])}; next: interlock release sign …")
         if pending["action"] == signing.REVOKE:
             output.say(f"reason: {pending['reason']}")
-            output.show_table(signed, _signers(pending["signatures"], names), "", optional=("here as",))
+            output.show_table(signed, _signers(pending["signatures"], names), "", optional=some)
     if found["devices"]:
         output.say("")
         rows = [
@@ -185,6 +186,7 @@ def sign(
     version: Version,
     yes: Yes = False,
     keys: output.Keys = None,
+    passphrase_file: holding.PassphraseFile = None,
     server: output.Server = None,
     token: output.Token = None,
     as_json: output.Json = False,
@@ -195,7 +197,7 @@ def sign(
 
     Example: interlock release sign detector 1.4.0 --keys ~/keys
     """
-    folder = KeyFolder(Path(settings.load(server, token, keys).need("keys")))
+    folder = holding.folder(keys, passphrase_file)
     now: datetime = output.now()
     what = output.with_api(server, token, lambda api: signing.pending(api, folder, model, version, now))
 
@@ -291,6 +293,7 @@ def revoke(
     reason: Reason,
     yes: Yes = False,
     keys: output.Keys = None,
+    passphrase_file: holding.PassphraseFile = None,
     server: output.Server = None,
     token: output.Token = None,
     as_json: output.Json = False,
@@ -301,7 +304,7 @@ def revoke(
 
     Example: interlock release revoke detector 1.4.0 --reason "trained on leaked data" --keys ~/keys
     """
-    folder = KeyFolder(Path(settings.load(server, token, keys).need("keys")))
+    folder = holding.folder(keys, passphrase_file)
 
     def sure(manifest: Manifest) -> None:
         if not as_json:

@@ -26,7 +26,7 @@ from tuf.api.serialization import DeserializationError
 
 from interlock_server.core import releases
 from interlock_server.ports import Checked, OnlineSigners
-from interlock_shared import canonical, durable, revocation, topics
+from interlock_shared import canonical, durable, topics
 from interlock_shared.base import validate
 from interlock_shared.documents import Director
 from interlock_shared.errors import Conflict, Invalid, NotFound, Untrusted
@@ -66,19 +66,6 @@ def _verify(delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> Non
         delegator.verify_delegate(role, metadata)
     except (RepositoryError, ValueError) as bad:
         raise Untrusted(f"{role}: {bad}", code="bad_signature") from None
-
-
-def _content(targets: Targets, what: str) -> releases.Content:
-    """Raises Invalid."""
-    signed = targets.to_dict()
-    field = signed.pop(revocation.FIELD, None) or {}
-    revoked = revocation.records({revocation.FIELD: field})
-    others = {name: value for name, value in field.items() if name != revocation.LIST}
-    for name in ("_type", "spec_version", "version", "expires", "delegations"):
-        signed.pop(name, None)
-    return releases.Content(
-        signed.pop("targets"), revoked, {**signed, **({revocation.FIELD: others} if others else {})}
-    )
 
 
 class Trusted:
@@ -259,8 +246,8 @@ class TufRepository:
             known = state.delegated.get(name)
             if known is not None and metadata.to_dict() != known.to_dict():
                 releases.check_version(known.signed.version, metadata.signed.version)
-            content = _content(metadata.signed, name)
-            if content != (_content(known.signed, name) if known else releases.NOTHING):
+            content = releases.content(metadata.signed.to_dict())
+            if content != (releases.content(known.signed.to_dict()) if known else releases.NOTHING):
                 raise Conflict(f"{name}: releases are published one by one", code="target_changed")
             state.delegated[name] = metadata
         missing = set(roles or {}) - set(state.delegated)
@@ -290,8 +277,8 @@ class TufRepository:
             who = f"key {foreign[0][:12]}…" if foreign else "nobody"
             raise Untrusted(f"{name}: {who} may not sign this, or has signed something else", code="bad_signature")
         return Checked(
-            old=_content(known.signed, name),
-            new=_content(loaded.signed, name),
+            old=releases.content(known.signed.to_dict()),
+            new=releases.content(loaded.signed.to_dict()),
             keyids=tuple(sorted(result.signed)),
             threshold=result.threshold,
             version=loaded.signed.version,

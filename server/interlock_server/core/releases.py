@@ -40,6 +40,16 @@ class Content:
 NOTHING = Content({}, {}, {})
 
 
+def content(signed: Mapping[str, Any]) -> Content:
+    """Of the signed part of a release role's metadata. Raises Invalid."""
+    dates = ("_type", "spec_version", "version", "expires", "delegations")
+    rest = {name: value for name, value in signed.items() if name not in (*dates, "targets", revocation.FIELD)}
+    ours = {k: value for k, value in (signed.get(revocation.FIELD) or {}).items() if k != revocation.LIST}
+    if ours:
+        rest[revocation.FIELD] = ours
+    return Content(signed["targets"], revocation.records(signed), rest)
+
+
 def delegated_paths(model: str) -> list[str]:
     """What a release role may sign: the manifests of its model, whatever the version."""
     return [f"{model}/*/manifest.json"]

@@ -62,9 +62,9 @@ demo: $(READY)  ## the main job on real models, start to end (KEEP=1 leaves it r
 	@$(BIN)/python -m tests.demo $(ARGS)
 
 test: $(READY)  ## all tests, two files at a time (JOBS=1: one); ARGS="-k gate" chooses
-	@# Some tests want real brokers, and say so aloud where there are none; root may have them installed.
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then for one in mosquitto nats-server; do \
-		command -v $$one >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$one >/dev/null 2>&1 || \
+	@# Some tests want real brokers or a SoftHSM, and say so aloud where there are none; root may have them installed.
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then for one in mosquitto nats-server softhsm2; do \
+		dpkg -s $$one >/dev/null 2>&1 || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$one >/dev/null 2>&1 || \
 		echo "$$one could not be installed: its tests are skipped" >&2; done; fi
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n $(JOBS) --dist loadscope)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Metadata
 
-from interlock_server.publisher import ceremony, keys, proposal
+from interlock_server.publisher import ceremony, proposal
 from interlock_server.publisher.keys import KeyFolder
 from interlock_server.publisher.passphrases import Passphrases
 from interlock_shared.errors import Conflict, Forbidden, Invalid, Unreachable

@@ -43,9 +43,10 @@ class Wishes:
             if row is None:
                 return None
             units = await self._units(rows, device)
-            if desired.ahead((row["epoch"], row["counter"]), row["reported"]) is not None:
-                return None  # until a person has looked: it is not pushed back to what a backup says
             epoch = self._sealer.epoch
+            ahead = desired.ahead((row["epoch"], row["counter"]), row["reported"])
+            if ahead is not None and ahead[0] >= epoch:  # under a later epoch nobody is ahead
+                return None  # until a person has looked: it is not pushed back to what a backup says
             if not self._stale(row, units, now, epoch):
                 return row["desired"] if row["desired"] is None else bytes(row["desired"])
             known = row["counter"] if row["epoch"] == epoch else 0  # each epoch counts from the beginning

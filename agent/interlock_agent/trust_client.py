@@ -23,9 +23,10 @@ from urllib.parse import quote
 from interlock_agent.fetcher.http import Server
 from interlock_agent.fetcher.trust import Trust, matches
 from interlock_shared import durable
-from interlock_shared.errors import InterlockError, Invalid, NotFound
+from interlock_shared.errors import InterlockError, Invalid, Later, NotFound
 from interlock_shared.floors import Floors
 
+WALKS = 8  # of the chain of roots, each of which is bounded
 EMBEDDED, FLOORS = "embedded", "floors"
 
 
@@ -35,9 +36,19 @@ class _Repository:
     def __init__(self, url: str) -> None:
         self._server = Server(url, "", "")
 
+    def __enter__(self) -> _Repository:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+
+    def get(self, path: str, limit: int) -> bytes | None:
+        """A file; None when there is none."""
+        return self._server.get(f"/{path}", limit)
+
     def metadata(self, name: str, limit: int) -> bytes | None:
         """A TUF metadata file."""
-        return self._server.get(f"/{name}", limit)
+        return self.get(name, limit)
 
     def director(self, limit: int) -> bytes:
         """No repository but ours has one."""
@@ -59,17 +70,23 @@ def init(folder: Path, root: Path) -> None:
     durable.replace_file(folder / "root.json", data)
 
 
-def refresh(folder: Path, url: str) -> tuple[Trust, Floors]:
+def refresh(folder: Path, source: _Repository) -> tuple[Trust, Floors]:
     """Trusted metadata; the new floors. Raises InterlockError, OSError."""
-    trust = Trust((folder / EMBEDDED).read_bytes(), folder, _Repository(url), time.time())
-    floors = trust.refresh(_floors(folder))
+    for left in range(WALKS - 1, -1, -1):
+        trust = Trust((folder / EMBEDDED).read_bytes(), folder, source, time.time())
+        try:
+            floors = trust.refresh(_floors(folder))
+            break
+        except Later as more:
+            if more.code != "more_roots" or not left:
+                raise
     durable.replace_file(folder / FLOORS, json.dumps(floors).encode())
     return trust, floors
 
 
-def download(folder: Path, url: str, name: str, base: str, into: Path) -> Path:
+def download(folder: Path, source: _Repository, name: str, targets: _Repository, into: Path) -> Path:
     """A target, verified; where it lies now. Raises InterlockError, OSError."""
-    trust, floors = refresh(folder, url)
+    trust, floors = refresh(folder, source)
     target, floors = trust.target(name, floors)
     durable.replace_file(folder / FLOORS, json.dumps(floors).encode())
     place = into / quote(name, "")
@@ -78,7 +95,7 @@ def download(folder: Path, url: str, name: str, base: str, into: Path) -> Path:
         return place
     except (FileNotFoundError, InterlockError):
         pass  # not there yet, or another version of it
-    data = Server(base, "", "").get(f"/{trust.path_of(target)}", target.length)
+    data = targets.get(quote(trust.path_of(target), "/%"), target.length)
     if data is None:
         raise NotFound(f"{name} is not there", code="target_missing")
     matches(target, data, name)
@@ -106,12 +123,13 @@ def main(arguments: list[str] | None = None) -> int:
         elif not given.metadata_url:
             raise Invalid(f"{given.command} needs --metadata-url")
         elif given.command == "refresh":
-            refresh(given.metadata_dir, given.metadata_url)
+            with _Repository(given.metadata_url) as source:
+                refresh(given.metadata_dir, source)
         elif not (given.target_name and given.target_base_url and given.target_dir):
             raise Invalid("download needs --target-name, --target-base-url and --target-dir")
         else:
-            url, base = given.metadata_url, given.target_base_url
-            download(given.metadata_dir, url, given.target_name, base, given.target_dir)
+            with _Repository(given.metadata_url) as source, _Repository(given.target_base_url) as targets:
+                download(given.metadata_dir, source, given.target_name, targets, given.target_dir)
     except InterlockError as error:
         return _told(f"{error.code}: {error.message}")
     except (OSError, ValueError) as error:

@@ -139,8 +139,8 @@ class Simulator:
         target = TargetFile.from_data(path, data, ["sha256"])
         self.signed[role].targets[path] = target
         parent, slash, name = path.rpartition("/")
-        self.payload[f"{parent}{slash}{target.hashes['sha256']}.{name}"] = data
-        self.payload[path] = data
+        for where in (path, f"{parent}{slash}{target.hashes['sha256']}.{name}"):
+            self.payload[where] = self.payload[quote(where, "/%")] = data
 
     def direct(self, epoch: int, key: CryptoSigner) -> None:
         """Who directs, as a target."""

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from interlock_agent.fetcher.pace import PacedResponse
 from interlock_shared import topics
 from interlock_shared.errors import InterlockError, Never, NotFound, Unreachable, Untrusted, from_wire
 from interlock_shared.limits import DOCUMENT_MAX_BYTES, SEGMENT_MAX_BYTES
@@ -54,6 +55,7 @@ class Server:
                 )
             else:
                 self._connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
+            self._connection.response_class = PacedResponse
         return self._connection
 
     def close(self) -> None:

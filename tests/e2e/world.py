@@ -69,6 +69,15 @@ class World(Fleet):
 
         asyncio.run(work())
 
+    def add_model(self, model: str) -> None:
+        """One more release role: targets has a new version."""
+
+        async def work() -> None:
+            async with Api(self.url, self.token) as api:
+                await release.add_model(api, KeyFolder(self.keys), model, datetime.now(UTC))
+
+        asyncio.run(work())
+
     def publish(self, folder: Path) -> Json:
         """Sign and upload."""
 

@@ -1,0 +1,138 @@
+"""The scene of every attack: a device that serves a confirmed release to live traffic, and who attacks its fleet."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interlock_shared import topics
+from tests.attacks.impostor import Impostor
+from tests.attacks.thief import Thief
+from tests.e2e.traffic import Traffic
+from tests.e2e.world import MODEL, Watcher, World, watched, world
+
+DEVICE = "press-7"
+ROLE = topics.release_role(MODEL)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A row: what somebody does, and what comes of it. `docs/reference/attacks.md` has the same rows."""
+
+    name: str
+    case: Callable[[Scene], None]
+    outcome: str
+
+
+@dataclass
+class Scene:
+    """`traffic` runs during every row, and every row ends with the incumbent serving."""
+
+    one: Watcher
+    impostor: Impostor
+    traffic: Traffic
+
+    @property
+    def world(self) -> World:
+        """The real fleet."""
+        return self.one.world
+
+    @property
+    def thief(self) -> Thief:
+        """Somebody with the server's disk, as it is now."""
+        return Thief(self.world.data, ROLE)
+
+    def refuses(self, *codes: str, **options: Any) -> str:
+        """A genuine new release is rolled out while the attack goes on; the device fails it for one of these reasons,
+        and serves what it served. Its version."""
+        return self.refuses_version(self.world.release(**options), *codes)
+
+    def refuses_version(self, version: str, *codes: str) -> str:
+        """The same, for a release that is there."""
+        before = self.serves()
+        rollout = self.one.wish(version)
+        unit = self.one.rests(version, assignment=self.world.assignment(rollout)["assignment"])
+        assert (unit["phase"], unit["reason"] in codes) == ("failed", True), unit
+        assert self.serves() == before
+        self.traffic.answered(3)
+        return version
+
+    @contextlib.contextmanager
+    def attack(self) -> Iterator[None]:
+        """What is forged in the block is over after it; the real server goes on above the versions that were forged, as
+        it would after its keys were replaced."""
+        with self.impostor.honest_again():
+            yield
+        for name in ("timestamp", "snapshot"):
+            while self.stored(name) >= self.thief.read(self.thief.name(name)).version:
+                self.world.release()
+
+    def stored(self, role: str) -> int:
+        """The version of a role in the device's metadata; 0: there is none that can be read."""
+        try:
+            return int(json.loads((self.store / f"{role}.json").read_bytes())["signed"]["version"])
+        except (OSError, ValueError):
+            return 0
+
+    def recovers(self) -> str:
+        """With everybody honest again the next release is proven and confirmed; its version."""
+        version = self.world.release()
+        rollout = self.one.wish(version)
+        self.one.settles(version, rollout)
+        return version
+
+    def serves(self) -> str:
+        """What answers requests now."""
+        return str(self.status()["units"][MODEL]["running"])
+
+    def status(self) -> dict[str, Any]:
+        """The agent's word."""
+        return self.one.device.ask("status")
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Of the device, that the server has."""
+        return [one for one in self.world.events(self.one.device) if one["kind"] == kind]
+
+    @property
+    def store(self) -> Path:
+        """The device's metadata."""
+        return self.one.device.state / "trust" / "metadata"
+
+    def floors(self) -> dict[str, Any]:
+        """Versions below which the device does not go, from its second file."""
+        return dict(json.loads((self.one.device.state / "agent" / "counters.json").read_text())["floors"])
+
+    def tear(self, names: Mapping[str, str]) -> None:
+        """Spoil files of the device's metadata as a power cut would have without fsync: `empty` or `gone`."""
+        for name, how in names.items():
+            for path in self.store.glob(name):
+                if how == "empty":
+                    path.write_bytes(b"")
+                else:
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def scene() -> Iterator[Scene]:
+    """A fleet whose device has a confirmed release, and asks an impostor who is honest until told otherwise."""
+    with world(MODEL) as made:
+        one = watched(made, DEVICE, {"listen": "127.0.0.1:0"})
+        with one.web, one.broker, impostor_of(made) as impostor:
+            one.web.target = impostor.address
+            one.device.start()
+            made.first(one.device)
+            with one.traffic() as traffic:
+                yield Scene(one, impostor, traffic)
+            one.between.close()
+
+
+def impostor_of(made: World) -> Impostor:
+    """He has the server's certificate, too."""
+    certificate = made.data / "keys" / "server.pem"
+    authority = made.data / "keys" / "tls_ca.crt"
+    secure = made.url.startswith("https:")
+    return Impostor(made.url, made.token, certificate if secure else None, authority if secure else None)

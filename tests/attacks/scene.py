@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.attacks.impostor import Impostor
 from tests.attacks.thief import Thief
 from tests.e2e.traffic import Traffic
 from tests.e2e.world import MODEL, Watcher, World, watched, world
+from tests.rig.fleet import until
 
 DEVICE = "press-7"
 ROLE = topics.release_role(MODEL)
@@ -78,6 +80,14 @@ class Scene:
         except (OSError, ValueError):
             return 0
 
+    def sees_all(self) -> None:
+        """The device has seen the newest metadata: it has been offered a release that is genuine, and breaks its
+        contract, which is refused before anything is measured."""
+        version = self.world.release(width=8)
+        rollout = self.one.wish(version)
+        unit = self.one.rests(version, assignment=self.world.assignment(rollout)["assignment"])
+        assert unit["phase"] == "rejected", unit
+
     def recovers(self) -> str:
         """With everybody honest again the next release is proven and confirmed; its version."""
         version = self.world.release()
@@ -85,9 +95,37 @@ class Scene:
         self.one.settles(version, rollout)
         return version
 
+    def waits_version(self, version: str, code: str) -> None:
+        """The release is rolled out while the attack goes on; the device waits, says why, and serves what it served."""
+        before = self.serves()
+        self.one.wish(version)
+        until(lambda: (self.unit()["offered"], self.unit()["reason"]) == (version, code), f"{code}: {self.unit()}")
+        assert (self.unit()["phase"], self.serves()) == ("waiting", before)
+        self.traffic.answered(3)
+
+    def fetches(self, version: str, pattern: str, *, ends: bool) -> None:
+        """That release is rolled out, and the device asks for what is not as it should be; `ends`: it gives up, and
+        says why. It serves what it served."""
+        before, since = self.serves(), len(self.impostor.asked)
+        self.one.wish(version)
+
+        def tried() -> bool:
+            return any(re.fullmatch(pattern, path) for path in self.impostor.asked[since:])
+
+        until(tried, f"a request for {pattern}: {self.impostor.asked[since:]}")
+        if ends:
+            until(lambda: self.unit()["offered"] == version and self.unit()["reason"], f"a reason: {self.unit()}")
+            assert self.unit()["phase"] in ("failed", "waiting"), self.unit()
+        assert self.serves() == before
+        self.traffic.answered(5)
+
+    def unit(self) -> dict[str, Any]:
+        """The unit, by the agent's word."""
+        return dict(self.status()["units"][MODEL])
+
     def serves(self) -> str:
         """What answers requests now."""
-        return str(self.status()["units"][MODEL]["running"])
+        return str(self.unit()["running"])
 
     def status(self) -> dict[str, Any]:
         """The agent's word."""

@@ -51,7 +51,7 @@ def _resigned(s: Scene) -> None:
 def _frozen(s: Scene, **lives: timedelta) -> None:
     version = s.world.release()
     s.impostor.instead.update(s.thief.files(**lives))
-    s.refuses_version(version, "metadata_expired")
+    s.waits_version(version, "metadata_expired")
 
 
 def _mixed(s: Scene, role: str) -> None:
@@ -67,7 +67,7 @@ def _mixed(s: Scene, role: str) -> None:
 
 def _rolled_back(s: Scene, role: str, torn: dict[str, str]) -> None:
     """What was true once is told again, and every signature is genuine."""
-    s.recovers()  # the device has seen all that there is
+    s.sees_all()
     before = {name: s.thief.read(s.thief.name(name)).version for name in ROLES}
     version = s.world.release()
     assert before[role] > 1, "there is something to go back to"
@@ -86,11 +86,15 @@ ATTACKS = (
     Attack("online keys sign a new target", _new_target, "refused: the release role has not signed it"),
     Attack("online keys sign other bytes of a release", _changed_target, "refused: the release role has not signed it"),
     Attack("an old state of the release role under new signatures", _resigned, "refused: it does not name the release"),
-    Attack("freeze: a timestamp that is not renewed", partial(_frozen, life=PAST), "nothing is adopted after its date"),
+    Attack(
+        "freeze: a timestamp that is not renewed",
+        partial(_frozen, life=PAST),
+        "waits: nothing is adopted after its date",
+    ),
     Attack(
         "freeze: a snapshot that is not renewed",
         partial(_frozen, snapshot_life=PAST),
-        "nothing is adopted after its date",
+        "waits: nothing is adopted after its date",
     ),
     *(
         Attack(f"mix and match: {name} of another time", partial(_mixed, role=role), "refused: not what is named")

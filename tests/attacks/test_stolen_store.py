@@ -1,0 +1,72 @@
+"""The store of blobs and metadata (a mirror, a CDN) is somebody else's: he has no key, and answers as he likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from tests.attacks import impostor
+from tests.attacks.impostor import Answers
+from tests.attacks.scene import Attack, Scene, scene
+
+pytestmark = pytest.mark.e2e
+
+FILES = {  # what is asked for, by the pattern of its path
+    "the timestamp": r"/v1/metadata/timestamp\.json",
+    "a snapshot": r"/v1/metadata/[0-9]+\.snapshot\.json",
+    "targets": r"/v1/metadata/[0-9]+\.targets\.json",
+    "a release role": r"/v1/metadata/[0-9]+\.release-.*\.json",
+    "the director's document": r"/v1/metadata/target/director\.json",
+    "a manifest": r".*/manifest",
+    "a segment": r"/v1/blobs/[0-9a-f]{64}",
+}
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Scene]:
+    with scene() as made:
+        yield made
+
+
+def _bent(s: Scene, pattern: str, bend: Callable[[bytes], bytes]) -> None:
+    s.world.add_model(f"model-{len(s.impostor.asked)}")  # targets is new, too
+    s.impostor.bends.append((pattern, bend))
+    s.fetches(s.world.release(), pattern, ends=True)
+
+
+def _behaves(s: Scene, pattern: str, how: Callable[[Answers], None]) -> None:
+    s.world.add_model(f"model-{len(s.impostor.asked)}")
+    s.impostor.behaves.append((pattern, how))
+    s.fetches(s.world.release(), pattern, ends=how is impostor.endless)
+
+
+ATTACKS = (
+    *(
+        Attack(f"{what} with {how}", partial(_bent, pattern=pattern, bend=bend), outcome)
+        for what, pattern in FILES.items()
+        for how, bend, outcome in (
+            ("a bit flipped", impostor.flipped, "refused"),
+            ("its end missing", impostor.truncated, "refused"),
+        )
+    ),
+    *(
+        Attack(f"{what} {how}", partial(_behaves, pattern=pattern, how=behave), outcome)
+        for what, pattern in FILES.items()
+        for how, behave, outcome in (
+            ("that does not end", impostor.endless, "refused at its limit"),
+            ("in crumbs", impostor.crumbs, "given up, asked again later"),
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda one: one.name.replace(" ", "-"))
+def test_a_stolen_store(stage: Scene, attack: Attack) -> None:
+    with stage.attack():
+        attack.case(stage)
+
+
+def test_afterwards_the_next_release_is_proven_as_ever(stage: Scene) -> None:
+    stage.recovers()

@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 
 from interlock_shared.topics import target_name
-from tests.attacks.scene import MODEL, ROLE, Attack, Scene, scene
-from tests.attacks.thief import metadata_path
+from tests.attacks.scene import ROLE, Attack, Scene, scene
+from tests.attacks.thief import DAYS, metadata_path
+from tests.e2e.world import MODEL
 
 pytestmark = pytest.mark.e2e
 
@@ -48,9 +49,9 @@ def _resigned(s: Scene) -> None:
     s.refuses_version(version, *UNTRUSTED, "not_signed")
 
 
-def _frozen(s: Scene, **lives: timedelta) -> None:
+def _frozen(s: Scene, timestamp: timedelta, snapshot: timedelta) -> None:
     version = s.world.release()
-    s.impostor.instead.update(s.thief.files(**lives))
+    s.impostor.instead.update(s.thief.files(life=timestamp, snapshot_life=snapshot))
     s.waits_version(version, "metadata_expired")
 
 
@@ -88,12 +89,12 @@ ATTACKS = (
     Attack("an old state of the release role under new signatures", _resigned, "refused: it does not name the release"),
     Attack(
         "freeze: a timestamp that is not renewed",
-        partial(_frozen, life=PAST),
+        partial(_frozen, timestamp=PAST, snapshot=DAYS),
         "waits: nothing is adopted after its date",
     ),
     Attack(
         "freeze: a snapshot that is not renewed",
-        partial(_frozen, snapshot_life=PAST),
+        partial(_frozen, timestamp=DAYS, snapshot=PAST),
         "waits: nothing is adopted after its date",
     ),
     *(

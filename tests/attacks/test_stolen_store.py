@@ -30,14 +30,20 @@ def stage() -> Iterator[Scene]:
         yield made
 
 
+def _moved(s: Scene, pattern: str) -> None:
+    """What is asked for only when it has changed has changed."""
+    if pattern == FILES["targets"]:
+        s.world.add_model(f"model-{len(s.impostor.asked)}")
+
+
 def _bent(s: Scene, pattern: str, bend: Callable[[bytes], bytes]) -> None:
-    s.world.add_model(f"model-{len(s.impostor.asked)}")  # targets is new, too
+    _moved(s, pattern)
     s.impostor.bends.append((pattern, bend))
     s.fetches(s.world.release(), pattern, ends=True)
 
 
 def _behaves(s: Scene, pattern: str, how: Callable[[Answers], None]) -> None:
-    s.world.add_model(f"model-{len(s.impostor.asked)}")
+    _moved(s, pattern)
     s.impostor.behaves.append((pattern, how))
     s.fetches(s.world.release(), pattern, ends=how is impostor.endless)
 

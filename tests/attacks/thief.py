@@ -11,7 +11,7 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Signed, Snapshot, TargetFile, Timestamp
 
-from interlock_server.adapters.keys import OnlineKeys
+from interlock_server.adapters.keys import NAMES, OnlineKeys
 from interlock_shared import canonical, topics
 from interlock_shared.documents import Assignment, Desired
 from interlock_shared.trust import DESIRED_TYPE, seal
@@ -49,7 +49,8 @@ class Thief:
     signers: Mapping[str, CryptoSigner] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.signers = OnlineKeys.open(self.data / "keys").signers()
+        keys = OnlineKeys.open(self.data / "keys")
+        self.signers = {role: keys.candidates(role)[-1] for role in NAMES}
 
     # --- what the server has -----------------------------------------------------------------------------------------
 

@@ -71,12 +71,7 @@ class World(Fleet):
 
     def add_model(self, model: str) -> None:
         """One more release role: targets has a new version."""
-
-        async def work() -> None:
-            async with Api(self.url, self.token) as api:
-                await release.add_model(api, KeyFolder(self.keys), model, datetime.now(UTC))
-
-        asyncio.run(work())
+        self.cli("keys", "add-model", model, "--no-passphrase")
 
     def publish(self, folder: Path) -> Json:
         """Sign and upload."""

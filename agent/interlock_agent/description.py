@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from interlock_agent.config import Config
+from interlock_agent.core import sideloads
 from interlock_agent.core.records import UnitRecord
 from interlock_agent.core.states import RESTING, Phase
 from interlock_agent.core.times import rfc3339, seconds
@@ -100,6 +101,7 @@ class Describer:
             "reason": record.reason,
             "assignment": attempt.wish.assignment if attempt else None,
             "manifest_sha256": attempt.wish.manifest_sha256 if attempt else None,
+            "sideload": sideloads.report(record.confirmed, self._engine.sideload_policy()),
             "fallback": installed[spare] if host.get("confirmed_slot") else None,
             "alarm": self._alarm(record.unit).get("check"),
         }
@@ -114,6 +116,8 @@ class Describer:
         by_hand = attempt is not None and attempt.wish.origin == "sideload" and Phase(record.phase) not in RESTING
         if attempt is not None and (wanted is None or by_hand):
             return attempt.wish.version
+        if record.confirmed and sideloads.stands(record.confirmed, wanted, self._engine.sideload_policy()):
+            return record.confirmed.version
         return wanted.version if wanted else None
 
     async def _units_now(self) -> dict[str, dict[str, Any]]:

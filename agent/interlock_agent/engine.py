@@ -124,7 +124,7 @@ class Engine:
     async def _reconsider(self, unit: str) -> None:
         async with self._lock(unit):
             record = self.record(unit)
-            choice = wishes.choose(record, self.shared.desired.get(unit), self.shared.spread_s)
+            choice = wishes.choose(record, self.shared.desired.get(unit), self.shared.spread_s, self.sideload_policy())
             if choice is None:
                 return
             if choice.event is Event.SUPERSEDE:
@@ -148,6 +148,16 @@ class Engine:
             self.shared.sources[wish.assignment] = source
             await self._order(unit, Event.WISH, wish=wish)
             return self.record(unit)
+
+    async def unpin(self, unit: str) -> UnitRecord:
+        """What a file brought may be replaced by what the server wants. Raises NotFound (`not_sideloaded`), Busy."""
+        async with self._lock(unit):
+            after = sideloads.unpinned(self.record(unit))
+            if Phase(after.phase) not in RESTING:  # nobody else is about to change the record
+                raise Busy(f"{unit}: {after.phase}: not now", code="busy", phase=after.phase)
+            await self._commit(Transition(after, after.phase, "unpinned", rfc3339(self.ports.clock.now())))
+        self._ask_again(unit)
+        return after
 
     async def rollback(self, unit: str) -> UnitRecord:
         """Go back: out of a trial at once, else to the previous confirmed release. Raises NotFound, Busy."""
@@ -365,7 +375,8 @@ class Engine:
         if happened.event is Event.SLOT_FILLED:
             after = replace(after, previous=None)  # the spare slot holds the candidate now
         if phase is Phase.CONFIRMED and happened.event is Event.YES:
-            after = wishes.confirmed(after, self.shared.fingerprint_sha256)
+            known, at = self.shared.desired.get(after.unit), rfc3339(self.ports.clock.now())
+            after = wishes.confirmed(after, self.shared.fingerprint_sha256, at, known)
             self.shared.judged_again.discard(after.unit)
         if before.phase == Phase.REGATING.value and happened.event in (Event.ACCEPT, Event.REJECT):
             after = replace(after, fingerprint=self.shared.fingerprint_sha256)  # judged, and told: once is enough

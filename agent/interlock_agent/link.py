@@ -89,7 +89,7 @@ class Link:
                 return
             units = {name: wish.model_dump(mode="json") for name, wish in desired.units.items()}
             facts: dict[str, Any] = {"desired_at": [desired.epoch, desired.counter], "desired": units}
-            facts["spread_s"] = desired.start_spread_s
+            facts |= {"spread_s": desired.start_spread_s, "sideload": desired.sideload}
             facts |= self._time_of(desired)
             await self._ports.journal.put_meta(facts)
             self._engine.stored.meta.update(facts)

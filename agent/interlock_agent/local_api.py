@@ -42,6 +42,7 @@ class LocalApi:
             "verdict": self._verdict,
             "install": self._install,
             "rollback": self._rollback,
+            "unpin": self._unpin,
             "forgive": self._forgive,
             "contract": self._contract,
             "wait": self._wait,
@@ -99,6 +100,11 @@ class LocalApi:
         record = await self._engine.rollback(unit)
         assignment = record.attempt.wish.assignment if record.attempt else ""
         return await self._installer.follow(unit, assignment, tell)
+
+    async def _unpin(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        del descriptor, tell
+        record = await self._engine.unpin(self._unit(fields))
+        return {"unit": record.unit, "version": record.confirmed.version if record.confirmed else None}
 
     async def _forgive(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
         del descriptor, tell

@@ -38,17 +38,24 @@ Selector = Annotated[dict[str, str], AfterValidator(_a_class)]
 # --- server -> device, signed by the director ---------------------------------------------------------------------
 
 
+SideloadPolicy = Literal["forbid", "once", "pin"]
+
+
 class Assignment(Signed):
-    """What is wanted of one unit. `assignment` is the same for every document that repeats the same wish."""
+    """What is wanted of one unit. `assignment` is the same for every document that repeats the same wish. `over`: the
+    release from a file that this wish knows of, and replaces; `unpinned`: a person said so."""
 
     version: Version
     manifest_sha256: Sha256
     assignment: Name
     rollout: Name
+    over: Name | None = None
+    unpinned: bool = False
 
 
 class Desired(Signed):
-    """All that the server wants of one device. Ordered by (epoch, counter). A unit that is not named is left alone."""
+    """All that the server wants of one device. Ordered by (epoch, counter). A unit that is not named is left alone.
+    `sideload`: what a file may do on it, unless its owner says more."""
 
     schema_: Literal["interlock.desired/1"] = Field(alias="schema", default="interlock.desired/1")
     min_agent: Version = "0.1.0"
@@ -58,6 +65,7 @@ class Desired(Signed):
     issued_at: Timestamp
     expires_at: Timestamp
     start_spread_s: Finite = Field(default=0.0, ge=0, le=86_400)
+    sideload: SideloadPolicy | None = None
     units: dict[Name, Assignment]
 
 
@@ -188,6 +196,16 @@ class Verdict(Signed):
     origin: Literal["rollout", "sideload", "dry-run"] = "rollout"
 
 
+class Sideloaded(Report):
+    """A confirmed release that a file brought, and that stands: what that file is called, when it was confirmed by the
+    device's clock, which of the server's wishes the device knew of then, and whether a person has to unpin it."""
+
+    assignment: Name
+    at: str
+    knew: str = ""
+    policy: str = "once"
+
+
 class UnitReport(Report):
     """The four facts that are never mixed up, and where the attempt stands."""
 
@@ -201,6 +219,7 @@ class UnitReport(Report):
     reason: str = ""
     assignment: str | None = None
     manifest_sha256: str | None = None
+    sideload: Sideloaded | None = None
     fallback: str | None = None  # version in the spare slot, when it is intact
     alarm: str | None = (
         None  # the check that a confirmed release fails, when it stays for want of another, or by policy

@@ -75,6 +75,22 @@ def rollback(
     output.end(answer, as_json)
 
 
+def unpin(
+    model: Annotated[str, typer.Argument(help="The model.")],
+    as_json: output.AsJson = False,
+    config: output.ConfigPath = None,
+) -> None:
+    """Let the server replace what a file brought, whatever the policy: what it wants now is taken up.
+
+    Example: interlock-agent unpin detector
+    """
+    answer = output.ask(config, "unpin", as_json, unit=model)
+    if as_json:
+        output.print_json(answer)
+        return
+    output.out.print(f"{answer['unit']} {answer['version']} is the server's to replace")
+
+
 class Says(str, Enum):
     """How an application says that the model is."""
 

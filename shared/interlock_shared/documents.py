@@ -197,10 +197,12 @@ class Verdict(Signed):
 
 
 class Sideloaded(Report):
-    """A confirmed release that a file brought, and that stands: what that file is called, when it was confirmed by the
+    """A confirmed release that a file brought, and that stands: the name of that wish, what it is, when it was confirmed by the
     device's clock, which of the server's wishes the device knew of then, and whether a person has to unpin it."""
 
     assignment: Name
+    version: str
+    manifest_sha256: str
     at: str
     knew: str = ""
     policy: str = "once"

@@ -45,4 +45,5 @@ def report(confirmed: Installed | None, policy: str) -> dict[str, Any] | None:
     """What the server is told of a release that a file brought; None where none did."""
     if confirmed is None or not confirmed.sideload:
         return None
-    return {**confirmed.sideload, "policy": PIN if policy == PIN else ONCE}
+    facts = {"version": confirmed.version, "manifest_sha256": confirmed.manifest_sha256}
+    return {**confirmed.sideload, **facts, "policy": PIN if policy == PIN else ONCE}

@@ -36,6 +36,7 @@ from interlock_server.http.request import Services
 from interlock_server.intake import Intake
 from interlock_server.publishing import Publishing
 from interlock_server.rollouts import Rollouts
+from interlock_server.sideloads import Sideloads
 from interlock_server.tokens import Tokens
 from interlock_server.wishes import Wishes
 from interlock_server.withdrawals import Withdrawals
@@ -143,7 +144,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         link = Broker(own, "interlock-server", asyncio.sleep)
         intake, wishes = (
             Intake(parts.database, clock),
-            Wishes(parts.database, parts.keys, clock, settings.start_spread_s),
+            Wishes(parts.database, parts.keys, clock, settings.start_spread_s, settings.sideload),
         )
         engine = Engine(intake, wishes, link, asyncio.sleep)
         catalogue = Catalogue(
@@ -156,6 +157,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             withdrawals=Withdrawals(parts.database, clock, engine.changed),
             devices=Devices(parts.database, clock, files.joined if files else None),
             rollouts=Rollouts(parts.database, clock, engine.changed),
+            sideloads=Sideloads(parts.database, clock, engine.changed),
             tokens=tokens,
             changed=engine.changed,
             figures=lambda: {**intake.figures, "dropped": engine.dropped},
@@ -268,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mosquitto-passwd", type=Path, metavar="FILE", help="an external Mosquitto's password file, kept from here")
     add("--mosquitto-acl", type=Path, metavar="FILE", help="its access list, written from here")
     add("--mosquitto-pid", type=Path, metavar="FILE", help="its pid file: it is told (SIGHUP) when the files changed")
+    add("--sideload", default="", metavar="POLICY", help="of files on devices: forbid, once (the default), pin")
     add("--start-spread", default="0", metavar="SECONDS", help="devices begin a rollout spread over this time")
     add("--public-url", metavar="URL", help="how devices and people reach the API, where that is not --listen")
     add(
@@ -298,6 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
             broker_listen=config.address(given.broker_listen, "--broker-listen"),
             public_url=given.public_url.rstrip("/") if given.public_url else None,
             token_file=given.token_file,
+            sideload=config.sideload(given.sideload),
             start_spread_s=config.spread(given.start_spread),
             mosquitto=config.mosquitto(given.mosquitto_passwd, given.mosquitto_acl, given.mosquitto_pid, given.broker),
         )

@@ -36,8 +36,19 @@ class Settings:
     broker_listen: tuple[str, int]
     public_url: str | None
     token_file: Path | None
+    sideload: str = ""  # what a file may do on the devices, unless their owners say more
     start_spread_s: float = 0.0  # devices start a rollout at a place of their own inside it
     mosquitto: Mosquitto | None = None
+
+
+SIDELOAD = ("forbid", "once", "pin")
+
+
+def sideload(text: str) -> str:
+    """The policy of `--sideload`. Raises Invalid."""
+    if text and text not in SIDELOAD:
+        raise Invalid(f"--sideload: {text!r} is none of {', '.join(SIDELOAD)}", field="--sideload")
+    return text
 
 
 def spread(text: str) -> float:

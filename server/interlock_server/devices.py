@@ -17,7 +17,7 @@ from interlock_shared import trust
 from interlock_shared.errors import Conflict, Forbidden, Invalid, NotFound
 
 SECRET_BYTES = 32
-FACTS = ("offered", "confirmed", "running", "phase", "reason", "alarm")
+FACTS = ("offered", "confirmed", "running", "phase", "reason", "alarm", "sideload")
 
 
 def _matches(row: Row, labels: Mapping[str, str]) -> bool:

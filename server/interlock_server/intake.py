@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from interlock_server import sideloads
 from interlock_server.core import events
 from interlock_server.core.moments import stamp
 from interlock_server.ports import Clock, Row, Rows, Store
@@ -143,7 +144,8 @@ class Intake:
         if not events.newer_report(row["reported"], reported):
             return
         document = reported.model_dump(mode="json", by_alias=True)
-        await rows.change("devices", {"id": device}, reported=document, last_seen=at)
+        kept = await sideloads.heard(rows, row, reported)
+        await rows.change("devices", {"id": device}, reported=document, sideloads=kept, last_seen=at)
         result.touched.add(device)
         epoch = await self._epoch(rows, device, reported.outbox_epoch)
         gap = events.lost(epoch["upto"], reported.outbox_floor)

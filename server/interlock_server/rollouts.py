@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from interlock_server.auditing import record
-from interlock_server.core import releases, rollout
+from interlock_server.core import releases, rollout, sideload
 from interlock_server.core.access import Actor
 from interlock_server.core.moments import stamp
 from interlock_server.ports import Changed, Clock, Row, Rows, Store
@@ -56,12 +56,15 @@ async def derive(rows: Rows, devices: Iterable[str], at: str) -> None:
         ranks = {one["epoch"]: one["rank"] for one in await rows.list("epochs", device=device)}
         found = await rows.list("assignments", order="number", device=device)
         newest = rollout.wanted(wish_of(row) for row in found)
+        files = sideload.held(report, (known or {}).get("sideloads") or {})
         for row in found:
             wish = wish_of(row)
             last = newest.get(wish.unit)
             newer = last is not None and last.order > wish.order
             told = await _told(rows, wish.id, ranks)
-            now = rollout.standing(wish, told, newer=newer, report=report)
+            file = files.get(wish.unit)
+            back = file.version if file and file.blocks(wish.order, wish.manifest_sha256) else None
+            now = rollout.standing(wish, told, newer=newer, report=report, file=back)
             if (now.state, now.reason) != (row["state"], row["reason"]):
                 await rows.change("assignments", {"id": wish.id}, state=now.state, reason=now.reason, updated_at=at)
 

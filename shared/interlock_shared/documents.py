@@ -197,8 +197,8 @@ class Verdict(Signed):
 
 
 class Sideloaded(Report):
-    """A confirmed release that a file brought, and that stands: the name of that wish, what it is, when it was confirmed by the
-    device's clock, which of the server's wishes the device knew of then, and whether a person has to unpin it."""
+    """A confirmed release that a file brought, and that stands. `at`: when it was confirmed, by the device's clock;
+    `knew`: which of the server's wishes the device knew of then; `policy` pin: a person has to unpin it."""
 
     assignment: Name
     version: str

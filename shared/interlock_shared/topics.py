@@ -56,6 +56,7 @@ ROLLOUT = "/v1/rollouts/{id}"
 ROLLOUT_ABORT = "/v1/rollouts/{id}/abort"
 DEVICES = "/v1/devices"
 DEVICE = "/v1/devices/{id}"
+DEVICE_UNPIN = "/v1/devices/{id}/unpin"  # POST: what a file brought may be replaced
 DEVICE_HISTORY = "/v1/devices/{id}/history"
 DEVICE_VERDICTS = "/v1/devices/{id}/verdicts"
 DEVICE_VERDICT_PLOT = "/v1/devices/{id}/verdicts/{number}.svg"  # GET: its latencies as a picture

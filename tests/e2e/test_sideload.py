@@ -105,6 +105,60 @@ def test_a_file_and_a_pipe_install_without_a_server_which_learns_of_it(one: Watc
     assert one.device.ask("status")["units"][MODEL]["running"] == versions[1]  # not pushed back
 
 
+def stands(one: Watcher, version: str, policy: str) -> dict[str, Any]:
+    """Wait until the server knows of the file's release; the unit's facts."""
+
+    def told() -> dict[str, Any] | None:
+        unit = one.world.ask("GET", f"/v1/devices/{one.device.name}")["units"].get(MODEL) or {}
+        file = unit.get("sideload") or {}
+        return dict(unit) if (unit.get("confirmed"), file.get("policy")) == (version, policy) else None
+
+    return dict(until(told, f"the server to know of {version}, {policy}"))
+
+
+def test_what_was_wanted_before_a_file_stands_back_and_what_is_wanted_after_replaces_it(one: Watcher) -> None:
+    made = one.world
+    first, cut_off, brought, after = (made.release() for _ in range(4))
+    confirmed = one.wish(first)
+    one.settles(first, confirmed)
+    file = exported(made, brought)
+    one.web.close()
+    one.broker.close()
+    never_heard = one.wish(cut_off)  # the server wants it, and the device does not know
+    assert install(one, file)[0] == 0
+    one.web.open()
+    one.broker.open()
+    for rollout in (confirmed, never_heard):
+        assert made.server_says(rollout, "superseded")["reason"] == f"sideload {brought}"
+    unit = stands(one, brought, "once")
+    assert (unit["offered"], unit["confirmed"], unit["running"]) == (brought, brought, brought)
+    one.settles(after, one.wish(after))
+    device = f"/v1/devices/{one.device.name}"
+    until(lambda: made.ask("GET", device)["units"][MODEL]["sideload"] is None, "nothing of a file to stand")
+
+
+def test_what_is_pinned_stays_until_a_person_unpins_it(one: Watcher) -> None:
+    made, text = one.world, one.device.config.read_text()
+    brought, after = made.release(), made.release()
+    file = exported(made, brought)
+    one.device.config.write_text(text + '[sideload]\npolicy = "pin"\n')
+    one.device.agent.stop()
+    one.device.start_agent()
+    assert install(one, file)[0] == 0
+    stands(one, brought, "pin")
+    rollout = one.wish(after)
+    assert made.server_says(rollout, "superseded")["reason"] == f"sideload {brought}"
+    assert one.device.ask("status")["units"][MODEL]["running"] == brought
+    made.ask("POST", f"/v1/devices/{one.device.name}/unpin", {"model": MODEL})
+    one.settles(after, rollout)
+    assert install(one, exported(made, made.release()))[0] == 0
+    assert one.device.ask("unpin", unit=MODEL)["unit"] == MODEL
+    assert one.device.ask("status")["units"][MODEL]["sideload"] is None
+    one.device.config.write_text(text)
+    one.device.agent.stop()
+    one.device.start_agent()
+
+
 def permit(made: World, head: Head, **changes: Any) -> Head:
     """The same bundle with a permit that the director has signed so."""
     now = datetime.now(UTC)

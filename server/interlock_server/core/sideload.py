@@ -38,10 +38,6 @@ class Held:
             return True
         return order <= self.older and manifest_sha256 != self.manifest_sha256
 
-    def over(self) -> dict[str, Any]:
-        """What a wish that replaces it says."""
-        return {"over": self.assignment, "unpinned": self.unpinned}
-
 
 def older(at: str, knew: str, wishes: Iterable[tuple[str, int, str]]) -> int:
     """The number of the newest wish that is older than a file's release, which was confirmed at `at` and knew of the

@@ -75,6 +75,7 @@ ROUTES = (
     Route("GET", topics.DEVICE_VERDICTS, devices.verdicts, "viewer", query=("limit",)),
     Route("GET", topics.DEVICE_VERDICT_PLOT, devices.verdict_plot, "viewer"),
     Route("POST", topics.DEVICE_RECONCILE, devices.reconcile, "operator"),
+    Route("POST", topics.DEVICE_UNPIN, devices.unpin, "operator", models.UnpinBody),
     Route("GET", topics.DEVICE_DESIRED, devices.desired, DEVICE),
     Route("GET", topics.EVENTS, devices.events, "viewer", query=("limit", "before", "device", "kind")),
     Route("POST", topics.API_TOKENS, tokens.post, "admin", models.TokenBody, 201),

@@ -91,6 +91,12 @@ async def reconcile(request: web.Request) -> web.Response:
     return answer({"device": device, "counter": counter})
 
 
+async def unpin(request: web.Request) -> web.Response:
+    """Let what is wanted replace what a file brought"""
+    sent = await body(request, models.UnpinBody, DOCUMENT_MAX_BYTES)
+    return answer(await services(request).sideloads.unpin(actor(request), request.match_info["id"], sent.model))
+
+
 async def desired(request: web.Request) -> web.Response:
     """The newest desired document, for the device itself"""
     device = request.match_info["id"]

@@ -74,6 +74,12 @@ class PermitBody(Body):
     valid_for_s: int = Field(default=30 * 86_400, gt=0, le=PERMIT_MAX_S)
 
 
+class UnpinBody(Body):
+    """A model on the device."""
+
+    model: Name
+
+
 class DeviceTokenBody(Body):
     """Labels that the device will have, and its id where it is decided already."""
 

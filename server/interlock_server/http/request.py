@@ -15,6 +15,7 @@ from interlock_server.devices import Devices
 from interlock_server.ports import Changed
 from interlock_server.publishing import Publishing
 from interlock_server.rollouts import Rollouts
+from interlock_server.sideloads import Sideloads
 from interlock_server.tokens import Tokens
 from interlock_server.withdrawals import Withdrawals
 from interlock_shared import canonical
@@ -35,6 +36,7 @@ class Services:
     withdrawals: Withdrawals
     devices: Devices
     rollouts: Rollouts
+    sideloads: Sideloads
     tokens: Tokens
     changed: Changed
     figures: Callable[[], dict[str, int]]

@@ -70,6 +70,8 @@ devices = Table(
     Column("desired", LargeBinary, nullable=True),
     Column("desired_units", JSON, nullable=True),
     _text("desired_issued_at", null=True),
+    _text("desired_sideload", null=True),  # the policy in it
+    Column("sideloads", JSON, nullable=True),  # by unit: a file's release that stands; see core/sideload.py
     Column("refused", Integer, nullable=False),
 )
 

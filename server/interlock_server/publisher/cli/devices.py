@@ -21,7 +21,8 @@ WATCH_S = 1.0  # between two looks
 Device = Annotated[str, typer.Argument(metavar="ID", help="The device.")]
 Label = Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="A label; repeatable.")]
 
-FACTS = ("offered", "installed", "confirmed", "running", "phase", "reason", "alarm")
+FACTS = ("offered", "installed", "confirmed", "running", "phase", "reason", "alarm", "sideload")
+OPTIONAL = ("reason", "alarm", "sideload")
 
 
 def _units(device: Mapping[str, Any]) -> list[list[Any]]:
@@ -29,6 +30,8 @@ def _units(device: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def _fact(value: Any) -> Any:
+    if isinstance(value, Mapping) and "policy" in value:
+        return value["policy"]  # of a file's release that stands
     if isinstance(value, Mapping):
         return " ".join(f"{slot}:{version}" for slot, version in sorted(value.items()) if version)
     return value
@@ -77,9 +80,7 @@ def device_list(
             for one in found["devices"]
             for unit in (_units(one) or [[None] * (len(FACTS) + 1)])
         ]
-        output.show_table(
-            ("device", "link", "labels", "model", *FACTS), rows, "there are no devices yet", ("reason", "alarm")
-        )
+        output.show_table(("device", "link", "labels", "model", *FACTS), rows, "there are no devices yet", OPTIONAL)
 
     output.show(document, as_json, words)
 
@@ -99,7 +100,7 @@ def _device(found: Mapping[str, Any]) -> None:
         }
     )
     output.say("")
-    output.show_table(("model", *FACTS), _units(found), "no model yet", ("reason", "alarm"))
+    output.show_table(("model", *FACTS), _units(found), "no model yet", OPTIONAL)
     output.say("")
     columns = ("rollout", "unit", "version", "state", "reason")
     rows = [
@@ -135,6 +136,25 @@ def reconcile(
     route = path(topics.DEVICE_RECONCILE, id=device)
     document = output.with_api(server, token, lambda api: api.post(route, {}))
     output.show(document, as_json, lambda found: output.say(f"{device} goes on from counter {found['counter']}"))
+
+
+@app.command()
+def unpin(
+    device: Device,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model.")],
+    server: output.Server = None,
+    token: output.Token = None,
+    as_json: output.Json = False,
+) -> None:
+    """Let the server replace what a file brought to a device, whatever the device's policy is.
+
+    What is wanted of the device is taken up, unless it had that before; the next rollout is.
+
+    Example: interlock device unpin press-7 detector
+    """
+    route = path(topics.DEVICE_UNPIN, id=device)
+    document = output.with_api(server, token, lambda api: api.post(route, {"model": model}))
+    output.show(document, as_json, lambda found: output.say(f"{model} {found['version']} is the server's to replace"))
 
 
 EVENT = ("at", "device", "unit", "kind", "version", "reason")

@@ -85,6 +85,8 @@ def upgrade() -> None:
     sa.Column('desired', sa.LargeBinary(), nullable=True),
     sa.Column('desired_units', sa.JSON(), nullable=True),
     sa.Column('desired_issued_at', sa.String(), nullable=True),
+    sa.Column('desired_sideload', sa.String(), nullable=True),
+    sa.Column('sideloads', sa.JSON(), nullable=True),
     sa.Column('refused', sa.Integer(), nullable=False),
     sa.PrimaryKeyConstraint('id')
     )

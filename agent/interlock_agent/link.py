@@ -12,23 +12,24 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from interlock_agent.core.retry import backoff
 from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.engine import Engine
 from interlock_agent.ports import Ports
 from interlock_shared import canonical, trust
-from interlock_shared.base import validate
-from interlock_shared.documents import Ack, Assignment, Desired
+from interlock_shared.documents import Assignment, Desired
 from interlock_shared.errors import InterlockError, Later, Unreachable, Untrusted
-from interlock_shared.limits import DOCUMENT_MAX_BYTES, MQTT_INFLIGHT
+from interlock_shared.limits import MQTT_INFLIGHT
 
 log = logging.getLogger("interlock.link")
 
 RESEND_S = 30.0  # an entry that was sent and not acknowledged is sent again
 ASK_AGAIN_S = 60.0  # between two looks for a newer director because of a message that nobody known has signed
 REPORT_EVERY_S = 0.2  # changes within this time are one report
+
+Found = TypeVar("Found")
 
 
 class Broker(Protocol):
@@ -75,16 +76,14 @@ class Link:
             if kind == "desired":
                 await self.desired(payload)
             elif kind == "ack":
-                document = canonical.decode(payload, limit=DOCUMENT_MAX_BYTES, what="ack")
-                ack = validate(Ack, document, "ack")
-                await self._ports.journal.acknowledge(ack.epoch, ack.upto)
+                await self._acknowledged(payload)
         except InterlockError as error:
             await self._refuse(kind, error)
 
     async def desired(self, payload: bytes, *, asked: bool = False) -> None:
         """Believe, journal, act. `asked`: it is the server's answer, not a message. Raises InterlockError."""
         async with self._incoming:
-            desired = await self._believe(payload, asked)
+            desired = await self._believe(lambda: self._open(payload), asked)
             if desired is None:
                 return
             units = {name: wish.model_dump(mode="json") for name, wish in desired.units.items()}
@@ -106,9 +105,10 @@ class Link:
         clock.raise_floor(min(seconds(desired.issued_at), seconds(str(until))))
         return {"clock_floor": rfc3339(clock.floor())}
 
-    async def _believe(self, payload: bytes, asked: bool) -> Desired | None:
+    async def _believe(self, look: Callable[[], Found], asked: bool) -> Found:
+        """What `look` finds; once more with fresh trust where the director may be a new one."""
         try:
-            return self._open(payload)
+            return look()
         except Untrusted as error:
             if error.code not in ("unknown_key", "bad_signature", "wrong_epoch"):
                 raise
@@ -116,8 +116,20 @@ class Link:
             if not asked and self._asked_at is not None and now - self._asked_at < ASK_AGAIN_S:
                 raise  # whoever floods the broker does not make the device ask without end; the poll does, too
             self._asked_at = now
-        await self._engine.shared.trust_moved(await self._ports.fetcher.refresh())  # the director may be a new one
-        return self._open(payload)
+        await self._engine.shared.trust_moved(await self._ports.fetcher.refresh())
+        return look()
+
+    async def _acknowledged(self, payload: bytes) -> None:
+        """Forget what the server has. Signed, since a broker could make the device forget what nobody has."""
+        device = self._engine.device
+        ack = await self._believe(lambda: trust.open_ack(payload, self._director(), device=device), asked=False)
+        epoch, _, following = await self._ports.journal.outbox()
+        if ack.epoch == epoch and ack.upto >= following:
+            raise Untrusted(f"ack: {ack.upto} is acknowledged, {following - 1} was the last", code="ack_beyond")
+        await self._ports.journal.acknowledge(ack.epoch, ack.upto)
+
+    def _director(self) -> list[Any]:
+        return trust.load_keys((self._engine.stored.meta.get("director") or {}).get("keys") or {})
 
     def _open(self, payload: bytes) -> Desired | None:
         meta = self._engine.stored.meta
@@ -127,7 +139,7 @@ class Link:
             counter -= 1  # the journal was lost, the floor was not: what it said is to be heard again
         return trust.open_desired(
             payload,
-            trust.load_keys(director.get("keys") or {}),
+            self._director(),
             device=self._engine.device,
             last=(int(epoch), int(counter)),
             epoch=int(director.get("epoch", 0)),

@@ -146,7 +146,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             Intake(parts.database, clock),
             Wishes(parts.database, parts.keys, clock, settings.start_spread_s, settings.sideload),
         )
-        engine = Engine(intake, wishes, link, asyncio.sleep)
+        engine = Engine(intake, wishes, link, parts.keys, asyncio.sleep)
         catalogue = Catalogue(
             parts.database, parts.repository, parts.blobs, parts.keys, clock, engine.moved, engine.connected
         )

@@ -14,7 +14,7 @@ from typing import Any
 from interlock_server import sideloads
 from interlock_server.core import events
 from interlock_server.core.moments import stamp
-from interlock_server.ports import Clock, Row, Rows, Store
+from interlock_server.ports import Clock, Row, Rows, Sealer, Store
 from interlock_server.rollouts import derive
 from interlock_server.withdrawals import move
 from interlock_shared import canonical, trust
@@ -42,11 +42,10 @@ class Result:
     acks: dict[tuple[str, str], int] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
 
-    def messages(self) -> Iterable[tuple[str, bytes]]:
-        """(topic, payload) of each acknowledgement."""
+    def messages(self, sealer: Sealer) -> Iterable[tuple[str, bytes]]:
+        """(topic, payload) of each acknowledgement: a device forgets what one names, so a broker must not make them."""
         for (device, epoch), upto in self.acks.items():
-            document = Ack(epoch=epoch, upto=upto).model_dump(mode="json", by_alias=True)
-            yield device_topic("ack", device), canonical.encode(document)
+            yield device_topic("ack", device), sealer.seal(Ack(device=device, epoch=epoch, upto=upto), trust.ACK_TYPE)
 
 
 class Intake:

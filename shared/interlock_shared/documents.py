@@ -291,12 +291,16 @@ EVENT_KINDS = {
 }
 
 
-class Ack(Report):
-    """Server to device: all events of `epoch` up to and including `upto` are in the database."""
+class Ack(Signed):
+    """Server to device: all events of the outbox `epoch` up to and including `upto` are in the database. Signed by the
+    director, since the device forgets them.
+    """
 
-    schema_: str = Field(alias="schema", default=ACK_SCHEMA)
-    epoch: str
-    upto: int = Field(ge=0)
+    schema_: Literal["interlock.ack/1"] = Field(alias="schema", default="interlock.ack/1")
+    min_agent: Version = "0.1.0"
+    device: Name
+    epoch: str = Field(max_length=64)
+    upto: int = Field(ge=0, lt=2**53)
 
 
 class Presence(Report):

@@ -26,10 +26,20 @@ from securesystemslib.signer import Key, Signer, SSlibKey
 
 from interlock_shared import canonical, classes
 from interlock_shared.base import check_speakable, validate
-from interlock_shared.documents import DESIRED_SCHEMA, PERMIT_SCHEMA, VERDICT_SCHEMA, Desired, Permit, Verdict
+from interlock_shared.documents import (
+    ACK_SCHEMA,
+    DESIRED_SCHEMA,
+    PERMIT_SCHEMA,
+    VERDICT_SCHEMA,
+    Ack,
+    Desired,
+    Permit,
+    Verdict,
+)
 from interlock_shared.errors import Forbidden, Invalid, Untrusted
 from interlock_shared.limits import DOCUMENT_MAX_BYTES
 
+ACK_TYPE = "application/vnd.interlock.ack+json"
 DESIRED_TYPE = "application/vnd.interlock.desired+json"
 PERMIT_TYPE = "application/vnd.interlock.permit+json"
 VERDICT_TYPE = "application/vnd.interlock.verdict+json"
@@ -102,6 +112,17 @@ def open_desired(
     if desired.expires_at <= now:  # 8
         raise Untrusted(f"desired: expired at {desired.expires_at}, it is {now}", code="expired")
     return desired
+
+
+def open_ack(data: bytes, keys: list[Key], *, device: str) -> Ack:
+    """Steps 1 to 7. A replay needs no step: it names what was forgotten before.
+
+    Raises Invalid, Untrusted, Incompatible, Forbidden (`other_device`).
+    """
+    ack = open_envelope(data, ACK_TYPE, ACK_SCHEMA, Ack, keys, "ack")
+    if ack.device != device:  # 7
+        raise Forbidden(f"ack: is for {ack.device}, this is {device}", code="other_device")
+    return ack
 
 
 def open_permit(

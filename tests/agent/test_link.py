@@ -15,7 +15,7 @@ from interlock_agent import link as links
 from interlock_agent.core.times import rfc3339
 from interlock_agent.ports import Ports, Stored
 from interlock_shared import canonical, trust
-from interlock_shared.documents import Assignment, Desired
+from interlock_shared.documents import Ack, Assignment, Desired
 from interlock_shared.errors import Unreachable
 from tests.agent.material import NEW
 from tests.fakes.journal import FakeJournal, Memory
@@ -253,6 +253,10 @@ def test_trust_that_cannot_be_refreshed_is_no_refusal() -> None:
     assert (world.link.refusals, world.refused()) == ({"desired:unreachable": 1}, [])
 
 
+def acked(epoch: str, upto: int, key: CryptoSigner = KEY, device: str = DEVICE) -> bytes:
+    return trust.seal(Ack(device=device, epoch=epoch, upto=upto), trust.ACK_TYPE, key)
+
+
 def happened(kind: str) -> dict[str, Any]:
     return {"kind": kind, "at": at(0)}
 
@@ -268,9 +272,9 @@ def test_what_happened_is_sent_until_it_is_acknowledged() -> None:
         await asyncio.sleep(1)
         assert world.broker.numbers() == list(range(1, 46))
         epoch = world.journal.memory.epoch
-        await world.link.message("ack", canonical.encode({"epoch": "another-epoch", "upto": 45}))
+        await world.link.message("ack", acked("another-epoch", 45))
         assert len(world.journal.memory.outbox) == 45
-        await world.link.message("ack", canonical.encode({"epoch": epoch, "upto": 40}))
+        await world.link.message("ack", acked(epoch, 40))
         assert [number for number, _ in world.journal.memory.outbox] == list(range(41, 46))
         world.broker.sent.clear()
         await asyncio.sleep(links.RESEND_S + 1)
@@ -279,7 +283,7 @@ def test_what_happened_is_sent_until_it_is_acknowledged() -> None:
         await world.link.connected()
         await asyncio.sleep(1)
         assert world.broker.numbers() == list(range(41, 46)), "a new session begins again"
-        await world.link.message("ack", canonical.encode({"epoch": epoch, "upto": 45}))
+        await world.link.message("ack", acked(epoch, 45))
         world.broker.sent.clear()
         await asyncio.sleep(2 * links.RESEND_S)
         assert world.broker.numbers() == []
@@ -287,6 +291,34 @@ def test_what_happened_is_sent_until_it_is_acknowledged() -> None:
         await asyncio.gather(running, return_exceptions=True)
 
     world.run(story())
+
+
+def test_only_the_server_makes_the_outbox_forget() -> None:
+    """A broker that lies acknowledges what nobody has: unsigned, signed by another, for another device, too much."""
+    world = World()
+    world.knows()
+
+    async def story() -> None:
+        await world.journal.put_meta({}, tuple(happened("staged") for _ in range(5)))
+        epoch = world.journal.memory.epoch
+        forged = (
+            canonical.encode({"schema": "interlock.ack/1", "device": DEVICE, "epoch": epoch, "upto": 5}),
+            acked(epoch, 5, OTHER_KEY),
+            acked(epoch, 5, device="press-8"),
+            acked(epoch, 900),
+            desired(5),
+        )
+        for ack in forged * 2:
+            await world.link.message("ack", ack)
+        kept = [json.loads(text)["kind"] for _, text in world.journal.memory.outbox]
+        assert kept.count("staged") == 5
+        await world.link.message("ack", acked(epoch, 4))
+        await world.link.message("ack", acked(epoch, 2))  # replayed: a no-op
+        assert world.journal.memory.outbox[0][0] == 5
+        assert world.fetcher.refreshes == 1  # the key might be a new one; not again for each message
+
+    world.run(story())
+    assert sorted(world.refused()) == ["ack_beyond", "bad_signature", "invalid", "other_device", "wrong_type"]
 
 
 def test_a_session_that_breaks_loses_nothing() -> None:

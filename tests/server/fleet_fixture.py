@@ -245,7 +245,9 @@ class Online:
                 message = await anext(aiter(self.client.messages))
                 document = json.loads(message.payload)
                 if str(message.topic).endswith("/ack"):
-                    self.acks.append((document["epoch"], document["upto"]))
+                    ack = json.loads(base64.b64decode(document["payload"]))
+                    assert ack["device"] == self.device.id
+                    self.acks.append((ack["epoch"], ack["upto"]))
                 else:
                     self.desired.append(document)
 

@@ -15,7 +15,7 @@ from securesystemslib.signer import CryptoSigner
 
 from interlock_shared import archive, base, canonical, documents, errors, limits, segments, topics, trust
 from interlock_shared import manifest as manifests
-from interlock_shared.documents import Ack, Assignment, Desired, Permit, Reported
+from interlock_shared.documents import Ack, Assignment, Desired, Permit, Presence, Reported
 from interlock_shared.errors import Forbidden, Incompatible, InterlockError, Invalid, Untrusted
 from tests.agent.material import NEW, the_manifest
 
@@ -224,7 +224,7 @@ def test_a_desired_document_is_believed_once() -> None:
         (trust.seal(desired(expires_at=NOW), trust.DESIRED_TYPE, KEY), "expired"),
         (trust.seal(desired(counter=2**40), trust.DESIRED_TYPE, KEY), "counter_jump"),
         (trust.seal(desired(min_agent="99.0.0"), trust.DESIRED_TYPE, KEY), "needs_agent"),
-        (trust.seal(Ack(epoch="e", upto=1), trust.DESIRED_TYPE, KEY), "unknown_schema"),
+        (trust.seal(Ack(device="d", epoch="e", upto=1), trust.DESIRED_TYPE, KEY), "unknown_schema"),
         (b"{}", "invalid"),
         (b'{"payload":1,"payloadType":"x","signatures":[]}', "invalid"),
         (b"x" * (limits.DOCUMENT_MAX_BYTES + 1), "invalid"),
@@ -270,7 +270,9 @@ def test_an_unknown_field_is_refused_where_it_is_signed_and_kept_in_a_report() -
         Assignment.model_validate({**WISH.model_dump(), "colour": "red"})
     with pytest.raises(Invalid):
         base.validate(Assignment, {**WISH.model_dump(), "colour": "red"}, "wish")
-    assert base.validate(Ack, {"epoch": "e", "upto": 1, "colour": "red"}, "ack").model_dump()["colour"] == "red"
+    with pytest.raises(Invalid):
+        base.validate(Ack, {"device": "d", "epoch": "e", "upto": 1, "colour": "red"}, "ack")
+    assert base.validate(Presence, {"online": True, "colour": "red"}, "presence").model_dump()["colour"] == "red"
     assert Reported.model_config["extra"] == "allow"
     assert documents.Event.model_config["extra"] == "allow"
 

@@ -226,7 +226,10 @@ def _change_role(role: Role, keys: dict[str, Key], name: str, changes: Changes) 
 
 
 def _changed(kept: dict[str, Key], name: str, changes: Changes) -> dict[str, Key]:
-    """The keys of a role after the changes. Raises NotFound (`unknown_key`), Conflict (`key_exists`)."""
+    """The keys of a role after the changes. A key that was one before is passed over when it comes again, so that
+    what somebody exports with an old key does not bring it back. Raises NotFound (`unknown_key`), Conflict.
+    """
+    before = [key.keyval for key in kept.values()]
     for given in changes.remove.get(name, ()):
         found = [one for one, key in kept.items() if given in (holder_of(key), one)]
         found = found or [one for one in kept if len(given) >= KEYID_MIN and one.startswith(given)]
@@ -234,11 +237,10 @@ def _changed(kept: dict[str, Key], name: str, changes: Changes) -> dict[str, Key
             known = ", ".join(f"{holder_of(key)} ({one[:12]})" for one, key in kept.items())
             raise NotFound(f"{name}: {given!r} is not one of its keys: {known}", code="unknown_key")
         del kept[found[0]]
-    for key in changes.add.get(name, ()):
-        if any(key.keyval == one.keyval for one in kept.values()):
-            raise Conflict(f"{name}: {holder_of(key)} is one of its keys already", code="key_exists")
-        kept[key.keyid] = key
-    return kept
+    added = [key for key in changes.add.get(name, ()) if key.keyval not in before]
+    if changes.add.get(name) and not added:
+        raise Conflict(f"{name}: what you add has been among its keys already", code="key_exists")
+    return kept | {key.keyid: key for key in added}
 
 
 def _set_role(role: Role, keys: dict[str, Key], name: str, wanted: list[Key], threshold: int) -> None:

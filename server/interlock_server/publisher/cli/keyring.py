@@ -86,7 +86,6 @@ def add_model(
         made = ceremony.following(state, changes, output.now())
         if out is None:
             return await proceed.here(api, folder, made)
-        await asyncio.to_thread(proposals.sign, made, folder)
         await asyncio.to_thread(proposals.save, out, made)
         return None
 

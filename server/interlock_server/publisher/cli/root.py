@@ -15,9 +15,9 @@ from interlock_server.publisher import proposal as proposals
 from interlock_server.publisher.ceremony import Changes
 from interlock_server.publisher.cli import holding, output
 from interlock_server.publisher.client import Api
-from interlock_server.publisher.keys import ROOT_FILE
+from interlock_server.publisher.keys import ROOT_FILE, KeyFolder
 from interlock_server.publisher.proposal import Proposal
-from interlock_shared import canonical, topics
+from interlock_shared import topics
 from interlock_shared.errors import Forbidden, Invalid
 
 app = output.group(
@@ -106,6 +106,7 @@ def propose(
         renew=set(renew or ()),
         tls_ca=_pem(tls_ca) if tls_ca else None,
     )
+    folder = holding.folder(keys, passphrase_file)
     foreign = set(rotate or ()) - set(ceremony.ONLINE_ROLES)
     if foreign:
         raise Invalid(f"--rotate: {min(foreign)}: snapshot, timestamp and director are online", field="--rotate")
@@ -117,9 +118,9 @@ def propose(
             changes.online = {role: found[role] for role in rotate}
         if on is not None:
             return ceremony.on_top(await asyncio.to_thread(proposals.load, on), changes, output.now())
-        return ceremony.following(await standing.fetch(api, holding.folder(keys)), changes, output.now())
+        return ceremony.following(await standing.fetch(api, folder), changes, output.now())
 
-    _proceed(work, out, keys, passphrase_file, server, token)
+    _proceed(work, out, folder, server, token)
 
 
 def _several(texts: Iterable[str]) -> dict[str, list[str]]:
@@ -143,13 +144,10 @@ def _pem(path: Path) -> str:
 def _proceed(
     work: Any,
     out: Path | None,
-    keys: Path | None,
-    passphrase_file: Path | None,
+    folder: KeyFolder,
     server: str | None,
     token: str | None,
 ) -> None:
-    folder = holding.folder(keys, passphrase_file)
-
     async def run(api: Api) -> tuple[Proposal, dict[str, Any] | None]:
         made = await work(api)
         if out is not None:
@@ -202,13 +200,14 @@ def renew(
 
     Example: interlock root renew --within 60
     """
+    folder = holding.folder(keys, passphrase_file)
 
     async def work(api: Api) -> Proposal:
-        state = await standing.fetch(api, holding.folder(keys))
+        state = await standing.fetch(api, folder)
         soon = status.expiring(state, output.now() + timedelta(days=within))
         return ceremony.following(state, Changes(renew=set(role or soon)), output.now())
 
-    _proceed(work, out, keys, passphrase_file, server, token)
+    _proceed(work, out, folder, server, token)
 
 
 @app.command()
@@ -293,8 +292,9 @@ def publish(
     """
     made, folder = proposals.merge([proposals.load(one) for one in file]), holding.folder(keys)
     proceed.check_file(folder, made)
-    _published(output.with_api(server, token, lambda api: proceed.publish(api, folder, made)))
-    output.say(f"root_sha256 {canonical.sha256(folder.root())}")
+    answer = output.with_api(server, token, lambda api: proceed.publish(api, folder, made))
+    _published(answer)
+    output.say(f"root_sha256 {answer['root_sha256']} (the first root's: devices enrol with it)")
 
 
 @app.command()

@@ -124,6 +124,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "alembic": ("interlock_server/adapters/database.py", "interlock_server/adapters/migrations/*"),
     "cryptography": (
         "interlock_agent/adapters/identity.py",
+        "interlock_agent/fetcher/credentials.py",
         "interlock_server/adapters/device_ca.py",
         "interlock_server/adapters/keys.py",
         "interlock_server/publisher/signers.py",
@@ -150,6 +151,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "interlock_shared/trust.py",
         "interlock_agent/adapters/identity.py",
         "interlock_agent/fetcher/*",
+        "interlock_server/adapters/device_ca.py",
         "interlock_server/adapters/keys.py",
         "interlock_server/adapters/tuf_repository.py",
         "interlock_server/publisher/*",

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from interlock_agent.adapters.broker import Broker
 from interlock_agent.adapters.clock import SystemClock
 from interlock_agent.adapters.control import ControlSocket
 from interlock_agent.adapters.fetch_client import FetcherProcess
-from interlock_agent.adapters.hardware import LocalHardware
+from interlock_agent.adapters.hardware import LocalHardware, boot
 from interlock_agent.adapters.host_client import HostClient
 from interlock_agent.adapters.identity import Identity
 from interlock_agent.adapters.inbox_folder import InboxFolder
@@ -40,6 +41,7 @@ from interlock_agent.installer import Installer
 from interlock_agent.link import Link
 from interlock_agent.local_api import LocalApi
 from interlock_agent.ports import Ports, Stored
+from interlock_agent.renewing import Renewing
 from interlock_shared import canonical, classes, tasks
 from interlock_shared.errors import Conflict, InterlockError
 
@@ -65,6 +67,8 @@ class Agent:
         self.ports = Ports(*world, identity, OwnersPrograms(), OwnersProbes())
         self.engine = Engine(self.ports, config, identity.device)
         self.describer = Describer(self.engine, self.ports, self.host, config)
+        self.renewing = Renewing(identity, self.fetcher.renew, self.clock)
+        self.describer.certificate, self.describer.instance = self.renewing, f"{boot()}-{secrets.token_hex(8)}"
         self.guard = Guard(self.engine, self.ports, config)
         self.installer = Installer(self.engine, enrolled=bool(identity.facts.get("server")))
         local = LocalApi(self.engine, self.ports, self.slots, self.installer, self.describer.status)
@@ -124,8 +128,9 @@ class Agent:
         self.broker = Broker(
             str(facts["broker"]),
             self.identity.device,
-            str(facts.get("broker_password", "")),
+            str(facts.get("broker_password") or ""),
             self.clock,
+            tls=self.identity.tls,
             keepalive_s=self.config.link.keepalive_s,
             cap_s=self.config.link.backoff_cap_s,
         )
@@ -137,6 +142,7 @@ class Agent:
         self.describer.on_serving = self.link.changed
         self._spawn(self.broker.run())
         self._spawn(self.link.run())
+        self._spawn(self.renewing.run())
 
     async def _host_connected(self) -> None:
         """Make sure that the host knows every unit; learn the generations that it has seen."""

@@ -39,6 +39,16 @@ class BrokerView(Protocol):
         """Whether a session is open."""
 
 
+class CertificateView(Protocol):
+    """What is to be known of the device's certificate."""
+
+    def describe(self) -> dict[str, str] | None:
+        """Its end, its renewal, what is in the way."""
+
+    def note(self) -> str:
+        """What a person should know."""
+
+
 def release_version(release: str) -> str | None:
     """The version of a release as the host names it (`model/version`)."""
     return release.rpartition("/")[2] or None
@@ -58,6 +68,8 @@ class Describer:
         self.broker: BrokerView | None = None
         self.inbox: InboxView | None = None
         self.refused: Mapping[str, int] = {}  # of the link: `document:reason` -> how many since the start
+        self.certificate: CertificateView | None = None
+        self.instance = ""  # of this start on this boot: two at once are two devices with one identity
         self.on_serving: Callable[[str], None] = lambda unit: None
         self._units: dict[str, dict[str, Any]] = {}
         self._looking: set[asyncio.Task[None]] = set()
@@ -133,6 +145,7 @@ class Describer:
             "schema": REPORTED_SCHEMA,
             "device": self._engine.device,
             "number": number,
+            "instance": self.instance,
             "outbox_epoch": epoch,
             "outbox_floor": floor,
             "agent": __version__,
@@ -157,6 +170,8 @@ class Describer:
             notes.append(f"clock: it lies {clock.behind():.0f} s behind signed times, and is not believed")
         if until and clock.now() > seconds(str(until)):
             notes.append(f"trust: the metadata expired at {until} by this clock: nothing new before a refresh")
+        if self.certificate is not None and self.certificate.note():
+            notes.append(self.certificate.note())
         return notes
 
     async def status(self) -> dict[str, Any]:
@@ -173,6 +188,7 @@ class Describer:
             unit["host"] = self._units.get(name)
         link = None if self.broker is None else {"connected": self.broker.connected, "trouble": self.broker.trouble}
         document["link"] = link
+        document["certificate"] = self.certificate.describe() if self.certificate else None
         document["outbox"] = {"epoch": epoch, "waiting": following - floor}
         document["quarantine"] = [
             {"payload_sha256": q.payload_sha256, "version": q.version, "reason": q.reason, "at": q.at}

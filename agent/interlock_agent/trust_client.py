@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -34,7 +35,7 @@ class _Repository:
     """A MetadataSource: any repository's files below an address."""
 
     def __init__(self, url: str) -> None:
-        self._server = Server(url, "", "")
+        self._server = Server(url, ssl.create_default_context())
 
     def __enter__(self) -> _Repository:
         return self

@@ -12,11 +12,9 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-
-from aiohttp import web
 
 from interlock_server import __version__, broker_command, config, runtime
 from interlock_server.adapters.blobs import FolderBlobs
@@ -32,8 +30,12 @@ from interlock_server.core.mqtt_rules import SERVER
 from interlock_server.devices import Devices
 from interlock_server.engine import Engine
 from interlock_server.http import app as api
-from interlock_server.http.request import Services
+from interlock_server.http.connections import Connections
+from interlock_server.http.listening import Tls, listen, runner
+from interlock_server.http.request import Own, Services
+from interlock_server.identities import Identities
 from interlock_server.intake import Intake
+from interlock_server.invitations import Invitations
 from interlock_server.publishing import Publishing
 from interlock_server.rollouts import Rollouts
 from interlock_server.sideloads import Sideloads
@@ -45,18 +47,16 @@ from interlock_shared.errors import Conflict, InterlockError
 
 log = logging.getLogger("interlock_server")
 
-SHUTDOWN_S = 5.0  # for requests that are being answered
-LINGER_S = 1.0  # for the rest of a body that was refused: the answer should arrive, the body need not
-
 HELP = """\
 The update server of Interlock: API, database, segments, TUF repository and MQTT broker, in one process.
 
   interlock-server run                        everything, on this machine, with nothing to configure
-  interlock-server run --listen 0.0.0.0:8080 --broker-listen 0.0.0.0:1883 --public-url http://updates.example:8080
+  interlock-server run --listen 0.0.0.0:8443 --broker-listen 0.0.0.0:1883 --public-url https://updates.example:8443
   interlock-server run --broker mqtt://interlock:secret@broker.example:1883
 
-The first start prints an admin token, once. Then, on the release engineer's machine:
+The first start prints an admin token, once, in the command that a release engineer runs first:
 
+  interlock login --server … --ca-sha256 … --token …
   interlock keys init                         keys of this fleet; sends root and targets metadata to the server
   interlock publish detector-1.4.0            signs a release, and uploads it
 """
@@ -68,11 +68,15 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that listens: its addresses, and the admin token when this was the first start."""
+    """A server that listens: its addresses, by what its certificate is known, and the admin token when this was the
+    first start."""
 
     url: str
     broker: str
     token: str | None
+    ca_sha256: str
+    tls_ca: str
+    plain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,18 +113,6 @@ def _binding(option: str, address: tuple[str, int]) -> Iterator[None]:
         raise Conflict(f"{option} {config.show(*address)}: {why}", code="cannot_listen") from None
 
 
-async def _listen(app: web.Application, address: tuple[str, int], stack: AsyncExitStack) -> tuple[str, int]:
-    runner = web.AppRunner(
-        app, handle_signals=False, access_log=None, shutdown_timeout=SHUTDOWN_S, lingering_time=LINGER_S
-    )
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, *address)
-    await site.start()
-    found = runner.addresses[0]
-    return found[0], found[1]
-
-
 @asynccontextmanager
 async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now) -> AsyncIterator[Running]:
     """A whole server, until the block is left. Raises InterlockError, OSError."""
@@ -129,23 +121,27 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         lock = await asyncio.to_thread(runtime.Lock, settings.data)
         stack.callback(lock.release)
         parts = await stack.enter_async_context(_parts(settings.data))
-        tokens = Tokens(parts.database, clock)
+        tokens, here, connections = Tokens(parts.database, clock), Own(), Connections()
+        tls = await asyncio.to_thread(Tls, parts.authorities, await asyncio.to_thread(config.hosts, settings))
+        identities = Identities(parts.database, parts.authorities, clock, timedelta(days=settings.certificate_days))
+        identities.cutters.append(connections.cut)
         broker_port = 0
         if settings.broker is None:
-            embedded = EmbeddedBroker(tokens.is_device, None)
+            embedded = EmbeddedBroker(identities.is_device, tls.context)
+            identities.cutters.append(embedded.cut)
             with _binding("--broker-listen", settings.broker_listen):
                 host, broker_port = await embedded.start(*settings.broker_listen)
             stack.push_async_callback(embedded.stop)
-            address = Address(_reachable(host), broker_port)
+            broker, address = f"mqtts://{config.show(host, broker_port)}", Address(_reachable(host), broker_port)
             own = Address(*embedded.private, SERVER, embedded.password)
         else:
             own = address = Address.parse(settings.broker)
+            broker = address.public
         files = await _mosquitto(settings, address)
+        identities.joined = files.joined if files else None
         link = Broker(own, "interlock-server", asyncio.sleep)
-        intake, wishes = (
-            Intake(parts.database, clock),
-            Wishes(parts.database, parts.keys, clock, settings.start_spread_s, settings.sideload),
-        )
+        intake = Intake(parts.database, clock)
+        wishes = Wishes(parts.database, parts.keys, clock, settings.start_spread_s, settings.sideload)
         engine = Engine(intake, wishes, link, parts.keys, asyncio.sleep)
         catalogue = Catalogue(
             parts.database, parts.repository, parts.blobs, parts.keys, clock, engine.moved, engine.connected
@@ -155,7 +151,10 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             catalogue=catalogue,
             publishing=publishing,
             withdrawals=Withdrawals(parts.database, clock, engine.changed),
-            devices=Devices(parts.database, clock, files.joined if files else None),
+            devices=Devices(parts.database, clock),
+            identities=identities,
+            invitations=Invitations(parts.database, clock),
+            connections=connections,
             rollouts=Rollouts(parts.database, clock, engine.changed),
             sideloads=Sideloads(parts.database, clock, engine.changed),
             tokens=tokens,
@@ -163,20 +162,35 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             figures=lambda: {**intake.figures, "dropped": engine.dropped},
             version=__version__,
             tls_ca=parts.authorities.tls_ca.decode(),
+            own=here,
             public_url=settings.public_url,
-            broker_url=address.public if settings.broker else None,
+            broker_url=broker if settings.broker else None,
             broker_port=broker_port,
         )
         await publishing.recover()
         await intake.start()
         token = await _first_token(tokens, settings)
-        for work in (engine.run(catalogue), link.run(engine.received, engine.connected)):
+        for work in (engine.run(catalogue), link.run(engine.received, engine.connected), tls.keep(asyncio.sleep)):
             await stack.enter_async_context(_background(work))
-        with _binding("--listen", settings.listen):
-            listens = config.show(*await _listen(api.make(known), settings.listen, stack))
-        running = Running(settings.public_url or f"http://{listens}", address.public, token)
-        await asyncio.to_thread(_write_addresses, settings, running, listens)
+        running = await _listen(settings, await runner(api.make(known), stack), tls, broker, token, parts.authorities)
+        here.url = running.url
         yield running
+
+
+async def _listen(
+    settings: config.Settings, served: Any, tls: Tls, broker: str, token: str | None, ca: DeviceCA
+) -> Running:
+    """Open the doors, and write down where they are."""
+    with _binding("--listen", settings.listen):
+        listens = config.show(*await listen(served, settings.listen, tls.context))
+    plain = None
+    if settings.plain_listen is not None:
+        with _binding("--plain-listen", settings.plain_listen):
+            plain = f"http://{config.show(*await listen(served, settings.plain_listen, None))}"
+    url = settings.public_url or f"https://{listens}"
+    running = Running(url, broker, token, ca.fingerprint, ca.tls_ca.decode(), plain)
+    await asyncio.to_thread(_write_addresses, settings, running, listens)
+    return running
 
 
 async def _mosquitto(settings: config.Settings, address: Address) -> Mosquitto | None:
@@ -221,10 +235,13 @@ def _write_addresses(settings: config.Settings, running: Running, listens: str) 
     document = {
         "url": running.url,
         "listen": listens,
+        "plain": running.plain,
         "broker": running.broker,
+        "ca_sha256": running.ca_sha256,
         "pid": os.getpid(),
         "version": __version__,
     }
+    durable.replace_file(settings.data / "tls_ca.crt", running.tls_ca.encode(), mode=0o644)
     durable.replace_file(settings.data / "server.json", canonical.encode(document) + b"\n", mode=0o644)
 
 
@@ -235,13 +252,18 @@ async def _run(settings: config.Settings) -> None:
     async with serve(settings) as running:
         print(f"Interlock server {__version__}")
         print(f"  API     {running.url}")
+        if running.plain:
+            print(f"  plain   {running.plain}")
         print(f"  broker  {running.broker}")
         print(f"  data    {settings.data}")
         if running.token is not None:
+            token = running.token
             if settings.token_file is None:
-                print(f"  admin token, shown once: {running.token}")
+                print(f"  admin token, shown once: {token}")
             else:  # under systemd this output is the journal, which others read
+                token = f'"$(cat {settings.token_file})"'
                 print(f"  admin token: in {settings.token_file}")
+            print(f"  log in  interlock login --server {running.url} --ca-sha256 {running.ca_sha256} --token {token}")
         sys.stdout.flush()
         runtime.notify("READY=1")
         await stop.wait()
@@ -259,7 +281,15 @@ def _parser() -> argparse.ArgumentParser:
     add = run.add_argument
     where = "/var/lib/interlock-server for root, else $XDG_STATE_HOME/interlock-server"
     add("--data", type=Path, metavar="DIR", help=f"database, keys, segments, metadata; default: {where}")
-    add("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="API (default %(default)s; port 0: a free one)")
+    add(
+        "--listen",
+        default="127.0.0.1:8443",
+        metavar="HOST:PORT",
+        help="API (default %(default)s; port 0: a free one)",
+    )
+    add("--plain-listen", metavar="HOST:PORT", help="API for people without TLS too, for a proxy on this machine")
+    days = str(config.CERTIFICATE_DAYS)
+    add("--certificate-days", default=days, metavar="DAYS", help="life of a device's certificate (default %(default)s)")
     add("--broker", metavar="URL", help="an external broker, mqtt://[user:password@]host:port, instead of the embedded")
     add(
         "--broker-listen",
@@ -303,6 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
             token_file=given.token_file,
             sideload=config.sideload(given.sideload),
             start_spread_s=config.spread(given.start_spread),
+            plain_listen=config.address(given.plain_listen, "--plain-listen") if given.plain_listen else None,
+            certificate_days=config.days(given.certificate_days),
             mosquitto=config.mosquitto(given.mosquitto_passwd, given.mosquitto_acl, given.mosquitto_pid, given.broker),
         )
         if given.broker:

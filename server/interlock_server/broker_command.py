@@ -13,6 +13,7 @@ from interlock_server import config
 from interlock_server.adapters.database import Database
 from interlock_server.adapters.device_ca import DeviceCA
 from interlock_server.core import broker_config
+from interlock_server.core.moments import parse
 from interlock_shared import durable
 from interlock_shared.errors import Invalid
 
@@ -94,6 +95,8 @@ async def _known(data: Path) -> tuple[set[str], dict[str, datetime]]:
     try:
         async with database.reading() as rows:
             found = await rows.list("devices")
+            issued = await rows.list("certificates")
     finally:
         await database.close()
-    return {str(one["id"]) for one in found if not one.get("revoked_at")}, {}
+    revoked = {one["serial"]: parse(one["revoked_at"]) for one in issued if one["revoked_at"] is not None}
+    return {str(one["id"]) for one in found if one["revoked_at"] is None}, revoked

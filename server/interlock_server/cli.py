@@ -14,6 +14,7 @@ import typer
 
 from interlock_server import __version__
 from interlock_server.publisher.cli import bundle, devices, fleet, keyring, output, releases, root
+from interlock_server.publisher.settings import CA_ENV
 from interlock_shared.errors import InterlockError, Invalid, Later
 
 DONE, REFUSED, USAGE, LATER = 0, 1, 2, 3
@@ -47,8 +48,14 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and exit.")
     ] = False,
+    ca: Annotated[
+        str | None,
+        typer.Option("--ca", metavar="FILE", help="The authority of the server's certificate; else $INTERLOCK_CA."),
+    ] = None,
 ) -> None:
     """The options before a command; the help is the group's."""
+    if ca is not None:
+        os.environ[CA_ENV] = ca  # every command reads it where it reads the others
 
 
 def _complain(error: InterlockError, as_json: bool) -> int:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
 from interlock_shared.base import Name
 from interlock_shared.errors import Invalid
 
+EVERYWHERE = ("0.0.0.0", "::", "")
 SYSTEM_FOLDER = Path("/var/lib/interlock-server")
 
 
+CERTIFICATE_DAYS = 365  # of a device's certificate: it renews after two thirds, so it may be away for four months
 SPREAD_MAX_S = 86_400.0  # as the desired document has it
 
 
@@ -39,6 +44,8 @@ class Settings:
     sideload: str = ""  # what a file may do on the devices, unless their owners say more
     start_spread_s: float = 0.0  # devices start a rollout at a place of their own inside it
     mosquitto: Mosquitto | None = None
+    plain_listen: tuple[str, int] | None = None
+    certificate_days: int = CERTIFICATE_DAYS
 
 
 SIDELOAD = ("forbid", "once", "pin")
@@ -81,6 +88,33 @@ def device_id(text: str, option: str) -> str:
         return TypeAdapter(Name).validate_python(text)
     except ValidationError:
         raise Invalid(f"{option}: {text!r} is no device's id", field=option) from None
+
+
+def days(text: str) -> int:
+    """Days of `--certificate-days`. Raises Invalid."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 3660:
+        raise Invalid(f"--certificate-days: {text!r} is not from 1 to 3660", field="--certificate-days")
+    return int(text)
+
+
+def hosts(settings: Settings) -> list[str]:
+    """The names and addresses by which this server is reached, for its certificate. Blocks: it asks the system."""
+    found = ["localhost", "127.0.0.1", "::1"]
+    if settings.public_url and (named := urlsplit(settings.public_url).hostname):
+        found.insert(0, named)
+    for host, _ in (settings.listen, settings.broker_listen):
+        found += [host] if host not in EVERYWHERE else [socket.gethostname(), socket.getfqdn(), *_own_addresses()]
+    return list(dict.fromkeys(one for one in found if one))
+
+
+def _own_addresses() -> list[str]:
+    """The addresses that this machine's way out has; nothing is sent."""
+    found = []
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # for documentation
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asking:
+            asking.connect((far, 9))
+            found.append(str(asking.getsockname()[0]))
+    return found
 
 
 def default_data() -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 from interlock_server import sideloads
 from interlock_server.core import events
 from interlock_server.core.moments import stamp
+from interlock_server.identities import keys_of
 from interlock_server.ports import Clock, Row, Rows, Sealer, Store
 from interlock_server.rollouts import derive
 from interlock_server.withdrawals import move
@@ -163,7 +164,7 @@ class Intake:
         try:
             if len(data) > VERDICT_MAX_BYTES:
                 raise Invalid(f"verdict: {len(data)} bytes, at most {VERDICT_MAX_BYTES} are kept")
-            keys = trust.load_keys({row["key"]["keyid"]: row["key"]["key"]})
+            keys = trust.load_keys(await keys_of(rows, row["id"]))  # of former certificates too: a verdict may be old
             verdict = trust.open_verdict(data, keys, device=row["id"])
             document = json.loads(canonical.encode(verdict.model_dump(mode="json", by_alias=True)))
         except InterlockError as bad:

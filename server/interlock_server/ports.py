@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,6 +98,27 @@ class Checked:
     threshold: int
     version: int
     data: bytes
+
+
+class Issued(Protocol):
+    """A certificate: PEM with its chain, serial, end of life."""
+
+    @property
+    def pem(self) -> bytes: ...
+    @property
+    def serial(self) -> str: ...
+    @property
+    def expires_at(self) -> datetime: ...
+
+
+class Authority(Protocol):
+    """Certificates for devices. Blocks: called in a thread."""
+
+    def public_of(self, csr_pem: bytes) -> dict[str, Any]:
+        """`{"keyid", "key"}` of a signing request. Raises Invalid (`bad_csr`)."""
+        ...
+
+    def issue(self, csr_pem: bytes, device: str, now: datetime, lifetime: timedelta) -> Issued: ...
 
 
 class Repository(Protocol):

@@ -246,6 +246,7 @@ class Reported(Report):
     refused: dict[Annotated[str, Field(max_length=80)], Annotated[int, Field(ge=0, lt=2**53)]] = Field(
         default_factory=dict, max_length=100
     )  # documents that the device has ignored since the agent's start, by `document:reason`
+    instance: str = Field(default="", max_length=64)  # one start of the agent on one boot
     notes: tuple[str, ...] = ()  # what a person should know: state was lost, clock is behind, a document was refused
 
 

@@ -188,7 +188,7 @@ ROWS: tuple[tuple[str, int, str], ...] = (
     ("interlock bundle export {model} 1.1.0 -o {folder}/x.bundle --class colour=red", 1, "colour"),
     ("interlock-agent enrol --config {folder}/away.toml", 2, "--token"),
     (
-        "interlock-agent enrol --server http://{dead} --token t --root-sha256 {zeros} --config {folder}/away.toml",
+        "interlock-agent enrol --server https://{dead} --token t --root-sha256 {zeros} --config {folder}/away.toml",
         3,
         "{dead}",
     ),
@@ -206,6 +206,8 @@ ROWS: tuple[tuple[str, int, str], ...] = (
     ("interlock-server run --listen 127.0.0.1:99999", 2, "99999"),
     ("interlock-server run --broker http://x", 2, "http"),
     ("interlock-server run --start-spread soon", 2, "soon"),
+    ("interlock-server run --plain-listen nowhere", 2, "--plain-listen"),
+    ("interlock-server run --certificate-days 0", 2, "--certificate-days"),
     ("interlock-server run --mosquitto-passwd p --mosquitto-acl a", 2, "--broker"),
     ("interlock-server run --broker mqtt://x --mosquitto-passwd p", 2, "--mosquitto-acl"),
     ("interlock-server run --data {folder}/noise", 1, "noise"),

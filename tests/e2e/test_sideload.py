@@ -49,7 +49,7 @@ def exported(made: World, version: str, devices: list[str] | None = None, change
     path = made.folder / f"{version}.bundle"
 
     async def work() -> None:
-        async with Api(made.url, made.token) as api:
+        async with Api(made.url, made.token, made.ca) as api:
             meant = {"devices": devices, "valid_for_s": 7 * 86_400}
             head = await export.head(api, MODEL, version, meant, datetime.now(UTC))
             if change is not None:

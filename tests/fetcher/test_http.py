@@ -109,7 +109,7 @@ def url(shelf: Shelf) -> Iterator[str]:
 
 
 def segment(url: str, sink: Callable[[memoryview], None] = lambda piece: None) -> bytes:
-    server = Server(url, "", "")
+    server = Server(url)
     try:
         return bytes(server.segment(FIRST, len(PARTS[0]), sink)[0])
     finally:
@@ -162,13 +162,13 @@ def test_a_server_that_lies_is_refused(url: str, shelf: Shelf, words: str, lie: 
 
 def test_a_small_resource_has_its_limit(url: str, shelf: Shelf) -> None:
     shelf.files["/big"] = bytes(101)
-    server = Server(url, "u", "p")
+    server = Server(url)
     assert server.get("/none", 100) is None
     with pytest.raises(Untrusted, match="more than 100"):
         server.get("/big", 100)
     server.close()
     with pytest.raises(InterlockError):
-        Server("ftp://x", "", "")
+        Server("ftp://x")
 
 
 def test_a_server_that_is_away_is_unreachable(free_port: Callable[[], int]) -> None:
@@ -277,7 +277,7 @@ class Online:
     def __init__(self, state: Path, url: str, repository: Repository, **meta: Any) -> None:
         (state / "trust").mkdir(parents=True)
         (state / "trust" / "root.json").write_bytes(repository.root())
-        identity = {"server": url, "device": DEVICE, "broker_password": "secret"}
+        identity = {"server": url, "device": DEVICE}
         self.state, self.repository = state, repository
         self.fetcher = FetcherProcess(state, DEVICE, identity, Clock(), Stored(meta=meta))
 

@@ -87,7 +87,7 @@ def test_a_peer_that_never_ends(
     monkeypatch.setattr(pace, "GRACE_S", 0.15)
     monkeypatch.setattr(http, "RESUMES", 0)
     with answering(answer) as url:
-        server = Server(url, "", "")
+        server = Server(url)
         with pytest.raises((Unreachable, Untrusted)) as refused:
             what(server)
         server.close()
@@ -107,6 +107,6 @@ def test_what_is_slow_and_moves_on_is_waited_for(monkeypatch: pytest.MonkeyPatch
             peer.sendall(b"x" * 100)
 
     with answering(steady) as url:
-        server = Server(url, "", "")
+        server = Server(url)
         assert server.get("/x", 5000) == b"x" * 2000
         server.close()

@@ -31,6 +31,7 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         monkeypatch.setenv("INTERLOCK_SERVER", running.url)
         monkeypatch.setenv("INTERLOCK_TOKEN", running.token)
         monkeypatch.setenv("INTERLOCK_KEYS", str(tmp_path / "keys"))
+        monkeypatch.setenv("INTERLOCK_CA", str(tmp_path / "server" / "tls_ca.crt"))
         yield running
 
 
@@ -122,7 +123,7 @@ async def test_a_key_set_that_the_server_did_not_get_is_sent_again(
     server: Running, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = keys.KeyFolder(tmp_path / "keys")
-    async with Api(server.url, server.token) as api:
+    async with Api(server.url, server.token, server.tls_ca) as api:
 
         async def lost(*_: Any, **__: Any) -> Any:
             raise Unreachable("cut")
@@ -143,7 +144,7 @@ async def test_a_key_set_that_the_server_did_not_get_is_sent_again(
 
 async def test_who_publishes_in_between_is_waited_for(server: Running, folder: Path, tmp_path: Path) -> None:
     key_folder = keys.KeyFolder(tmp_path / "keys")
-    async with Api(server.url, server.token) as api:
+    async with Api(server.url, server.token, server.tls_ca) as api:
         await release.trust(api, key_folder, ["detector"], keys.utc_now())
         made = []
         for version in ("1.0.0", "1.0.1", "1.0.2"):
@@ -171,7 +172,7 @@ async def test_an_upload_goes_on_where_it_was(
         await original(api, one)
         sent.append(one.sha256)
 
-    async with Api(server.url, server.token) as api:
+    async with Api(server.url, server.token, server.tls_ca) as api:
         with monkeypatch.context() as patch:
             patch.setattr(Api, "put_segment", put)
             with pytest.raises(Unreachable, match="cut"):
@@ -185,7 +186,7 @@ async def test_an_upload_goes_on_where_it_was(
 
 async def test_a_server_with_another_root_gets_no_signature(server: Running, folder: Path, tmp_path: Path) -> None:
     mine, other = keys.KeyFolder(tmp_path / "keys"), keys.KeyFolder(tmp_path / "other")
-    async with Api(server.url, server.token) as api:
+    async with Api(server.url, server.token, server.tls_ca) as api:
         await release.trust(api, mine, ["detector"], keys.utc_now())
         online = await api.get("/v1/trust/keys")
         await asyncio.to_thread(ceremony.first_trust, other, online, ["detector"], keys.utc_now())
@@ -214,11 +215,14 @@ async def test_the_fleet_is_shown(server: Running, shell: Shell, folder: Path) -
 
 
 async def test_login_remembers(server: Running, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    await shell("login", "--server", server.url, "--token", str(server.token), "--keys", tmp_path / "keys")
+    for name in ("INTERLOCK_SERVER", "INTERLOCK_TOKEN", "INTERLOCK_KEYS", "INTERLOCK_CA"):
+        monkeypatch.delenv(name)
+    login = ["login", "--server", server.url, "--token", str(server.token)]
+    assert "error[unknown_server]" in await shell(*login, code=1)  # the token was not sent
+    assert "error[ca_mismatch]" in await shell(*login, "--ca-sha256", "0" * 64, code=1)
+    await shell(*login, "--ca-sha256", server.ca_sha256, "--keys", tmp_path / "keys")
     stored = tmp_path / "config" / "interlock" / "cli.toml"
     assert stat.S_IMODE(stored.stat().st_mode) == 0o600
-    for name in ("INTERLOCK_SERVER", "INTERLOCK_TOKEN", "INTERLOCK_KEYS"):
-        monkeypatch.delenv(name)
     await shell("release", "list")
     assert "error[unauthenticated]" in await shell("release", "list", "--token", "wrong", code=1)
     assert "error[unauthenticated]" in await shell("login", "--server", server.url, "--token", "wrong", code=1)

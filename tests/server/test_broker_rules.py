@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import struct
 from typing import Any
 
@@ -82,10 +83,10 @@ async def refused(device: Device, **more: Any) -> bool:
 async def test_strangers_are_refused(fleet: Fleet) -> None:
     device = await fleet.enrol("edge-1")
     assert not await refused(device)
-    assert await refused(device, password="wrong")
     assert await refused(device, username="edge-2")
-    assert await refused(device, username=None, password=None)
     assert await refused(device, username=SERVER)
+    assert await refused(device, tls_context=None)
+    assert await refused(device, tls_context=ssl.create_default_context(cadata=device.ca))  # shows no certificate
 
 
 @pytest.mark.parametrize(
@@ -154,8 +155,8 @@ async def test_the_will_is_delivered_and_a_returning_client_replaces_its_older_s
         await newer.send("event", device.event("accepted"))
         await newer.acked(1)
         await shown(True)
-        reader, writer = await asyncio.open_connection(*fleet.broker)
-        writer.write(connect(device.id, device.password))
+        reader, writer = await asyncio.open_connection(*fleet.broker, ssl=device.tls())
+        writer.write(connect(device.id, ""))
         assert await reader.readexactly(4) == b"\x20\x02\x00\x00"
         await shown(False)  # the will of the one before
         writer.close()
@@ -163,10 +164,10 @@ async def test_the_will_is_delivered_and_a_returning_client_replaces_its_older_s
             await anext(aiter(newer.client.messages))
 
 
-async def test_a_newcomer_without_the_password_takes_nothing_over(fleet: Fleet) -> None:
+async def test_a_newcomer_without_the_certificate_takes_nothing_over(fleet: Fleet) -> None:
     device = await fleet.enrol("edge-1")
     async with device.online() as link:
-        assert await refused(device, password="wrong")
+        assert await refused(device, tls_context=ssl.create_default_context(cadata=device.ca), username=device.id)
         await link.send("event", device.event("accepted"))
         await link.acked(1)
 
@@ -183,8 +184,8 @@ async def test_a_packet_that_is_too_large_ends_the_connection(fleet: Fleet) -> N
 
 async def test_a_client_that_fell_silent_is_let_go(fleet: Fleet) -> None:
     device = await fleet.enrol("edge-1")
-    reader, writer = await asyncio.open_connection(*fleet.broker)
-    writer.write(connect(device.id, device.password, keepalive=1))
+    reader, writer = await asyncio.open_connection(*fleet.broker, ssl=device.tls())
+    writer.write(connect(device.id, "", keepalive=1))
     assert await reader.readexactly(4) == b"\x20\x02\x00\x00"
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()

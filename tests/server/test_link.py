@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -60,7 +61,7 @@ async def test_what_neither_side_has_is_shown_and_does_not_stop_the_rest(fleet: 
 
 
 def _foreign(device: Device) -> bytes:
-    return Device("edge-9", device.key, "", "", 0).event("confirmed")
+    return replace(device, id="edge-9").event("confirmed")
 
 
 HOSTILE: list[Any] = [
@@ -257,16 +258,13 @@ async def test_the_poll_gives_the_same_envelope_as_the_broker(fleet: Fleet) -> N
     await fleet.admin.post(topics.ROLLOUTS, {"model": "detector", "version": "1.0.0", "to": {"device": "edge-1"}})
     async with device.online() as link:
         await link.until(lambda one: bool(one.desired))
-    import aiohttp
-
     anyone = fleet.client(None)
-    mine = {"headers": {"Authorization": aiohttp.encode_basic_auth(device.id, device.password)}}
+    mine = {"ssl": device.tls()}
     polled = await anyone.get(f"/v1/devices/{device.id}/desired", **mine)
     assert polled["desired"] == link.desired[0]
     status, document = await anyone.ask("GET", f"/v1/devices/{neighbour.id}/desired", **mine)
     assert (status, document["code"]) == (403, "other_device")
-    other = {"headers": {"Authorization": aiohttp.encode_basic_auth(neighbour.id, neighbour.password)}}
-    assert (await anyone.get(f"/v1/devices/{neighbour.id}/desired", **other))["desired"] is None
+    assert (await anyone.get(f"/v1/devices/{neighbour.id}/desired", ssl=neighbour.tls()))["desired"] is None
 
 
 async def test_a_device_ahead_of_a_restored_server_is_continued_from_its_counter(fleet: Fleet) -> None:
@@ -339,16 +337,16 @@ async def test_a_broker_that_restarts_gets_everything_again(tmp_path: Path, free
         await fleet.publish("1.0.0")
         device = await fleet.enrol("edge-1")
         assert device.port == port
-        devices[device.id] = device.password
+        devices[device.id], plain = "secret", {"username": device.id, "password": "secret", "tls_context": None}
         await fleet.admin.post(topics.ROLLOUTS, {"model": "detector", "version": "1.0.0", "to": {"all": True}})
-        async with device.online() as link:
+        async with device.online(**plain) as link:
             await link.until(lambda one: bool(one.desired))
             before = link.desired[0]
         await outside.stop()
         status, _ = await fleet.admin.ask("GET", topics.STATUS)
         assert status == 200  # the API does not care
         outside = await broker()
-        async with device.online() as link:
+        async with device.online(**plain) as link:
             await link.until(lambda one: bool(one.desired))
             assert link.desired[0] == before
             await link.send("event", device.event("accepted"))

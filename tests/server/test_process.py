@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -52,7 +53,8 @@ def test_one_command_runs_everything(short_path: Path, guarded_environment: Call
     token = short_path / "token"
     with started(short_path, guarded_environment, "--token-file", str(token), "--log-format", "json") as process:
         known = json.loads((short_path / "data" / "server.json").read_text())
-        with urlopen(known["url"] + "/v1/status") as response:
+        context = ssl.create_default_context(cafile=str(short_path / "data" / "tls_ca.crt"))
+        with urlopen(known["url"] + "/v1/status", context=context) as response:
             status = json.load(response)
         assert (status["server"], status["broker"]) == (__version__, known["broker"])
         assert known["pid"] == process.pid
@@ -116,6 +118,6 @@ def test_addresses() -> None:
     assert config.show("::1", 80) == "[::1]:80"
     assert Address.parse("mqtt://user:p%40ss@broker.example") == Address("broker.example", 1883, "user", "p@ss")
     assert Address.parse("mqtt://[::1]:1884").public == "mqtt://[::1]:1884"
-    for wrong in ("mqtts://x", "mqtt://", "mqtt://x:0", "mqtt://x:1/path"):
+    for wrong in ("http://x", "mqtt://", "mqtt://x:0", "mqtt://x:1/path"):
         with pytest.raises(Invalid):
             Address.parse(wrong)

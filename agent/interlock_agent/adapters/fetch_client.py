@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from interlock_agent.core.times import rfc3339
+from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.fetcher import messages
 from interlock_agent.ports import Clock, Stored
 from interlock_agent.processes import ended
@@ -92,8 +92,7 @@ class FetcherProcess:
             floors=dict(self.stored.meta.get("floors") or {}),
             director_epoch=int(director.get("epoch", 0)),
             server=str(self._identity.get("server", "")),
-            username=str(self._identity.get("device", "")),
-            password=str(self._identity.get("broker_password", "")),
+            clock_floor=seconds(str(self.stored.meta.get("clock_floor") or "1970-01-01T00:00:00Z")),
             facts=self.facts,
             descriptor=descriptor,
             **fields,
@@ -142,6 +141,15 @@ class FetcherProcess:
         child = await self._start("refresh")
         try:
             return await child.result()
+        finally:
+            await child.abandon()
+
+    async def renew(self) -> None:
+        """A fresh key and certificate in place of the ones that near their end."""
+        self._need_server()
+        child = await self._start("renew")
+        try:
+            await child.result()
         finally:
             await child.abandon()
 

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from interlock_agent.fetcher import messages
+from interlock_agent.fetcher import credentials, messages
 from interlock_agent.fetcher.archive import Archive
 from interlock_agent.fetcher.assemble import Assembly
 from interlock_agent.fetcher.http import Server
@@ -74,6 +74,11 @@ def head_of(manifest: Manifest, digest: str, facts: dict[str, Any]) -> dict[str,
     }
 
 
+def connection(job: Job) -> Server:
+    """To the update server, known by the device's certificate."""
+    return Server(job.server, credentials.of_device(Path(job.state_dir)), job.clock_floor)
+
+
 def embedded_root(job: Job) -> bytes:
     """The root that came with the enrolment."""
     try:
@@ -99,6 +104,7 @@ def refresh(job: Job, server: Server) -> tuple[Any, dict[str, Any]]:
                 raise
         except Untrusted as refused:
             raise later_if_expired(refused) from None
+    credentials.keep_authority(Path(job.state_dir), (folder / "root.json").read_bytes())
     director = chain.director(job.director_epoch)
     return chain, {"floors": floors, "director": director, "signed_until": chain.expires("timestamp")}
 
@@ -110,7 +116,7 @@ def later_if_expired(refused: Untrusted) -> InterlockError:
 
 def online(job: Job, said: Input) -> None:
     """A release from the server."""
-    server = Server(job.server, job.username, job.password)
+    server = connection(job)
     chain, facts = refresh(job, server)
     try:
         facts["floors"] = chain.release(job.unit, job.version, job.manifest_sha256, facts["floors"])
@@ -134,7 +140,7 @@ def download(job: Job, assembly: Assembly, wanted: list[SegmentRef]) -> None:
     trouble: list[BaseException] = []
 
     def work() -> None:
-        server = Server(job.server, job.username, job.password)
+        server = connection(job)
         try:
             while not trouble:
                 with lock:
@@ -223,7 +229,7 @@ def peak_memory() -> int:
 
 def poll(job: Job) -> None:
     """The desired document over HTTP."""
-    server = Server(job.server, job.username, job.password)
+    server = connection(job)
     data = server.get(topics.DEVICE_DESIRED.replace("{id}", job.device), DOCUMENT_MAX_BYTES)
     document = json.loads(data) if data else {}
     tell(done={"desired": document.get("desired")})
@@ -238,9 +244,13 @@ def carry_out(job: Job, said: Input) -> None:
     elif job.kind == "unpack":
         unpack(job, said)
     elif job.kind == "refresh":
-        tell(done=refresh(job, Server(job.server, job.username, job.password))[1])
+        tell(done=refresh(job, connection(job))[1])
     elif job.kind == "poll":
         poll(job)
+    elif job.kind in ("enrol", "renew"):
+        from interlock_agent.fetcher import enrolment  # as in `refresh`: python-tuf only where it is due
+
+        tell(done=(enrolment.enrol if job.kind == "enrol" else enrolment.renew)(job))
     else:
         raise Never(f"no such job: {job.kind}", code="bad_job")
 

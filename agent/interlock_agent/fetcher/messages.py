@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 GO = "go"
-KINDS = ("online", "archive", "unpack", "refresh", "poll")
+KINDS = ("online", "archive", "unpack", "refresh", "poll", "enrol", "renew")
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,17 @@ class Job:
     floors: dict[str, Any] = field(default_factory=dict)
     director_epoch: int = 0
     server: str = ""
-    username: str = ""
-    password: str = ""
     unit: str = ""
     version: str = ""
     manifest_sha256: str = ""
     facts: dict[str, str] = field(default_factory=dict)
     descriptor: int = -1
     threads: int = 2
+    clock_floor: float = 0.0  # the highest time that was ever told by a signed document: what expired before it, has
+    token: str = ""  # of an enrolment, as the three below
+    root_sha256: str = ""
+    name: str = ""
+    key_type: str = "p256"
 
 
 def encode(job: Job) -> bytes:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from securesystemslib.signer import SSlibKey
 
 from interlock_shared import durable
 from interlock_shared.errors import Invalid
@@ -138,6 +140,11 @@ class DeviceCA:
         """SHA-256 of the TLS authority's certificate (DER), in hex: what a person compares at first contact."""
         return self._tls.certificate.fingerprint(hashes.SHA256()).hex()
 
+    def public_of(self, csr_pem: bytes) -> dict[str, Any]:
+        """The key of a signing request in securesystemslib's form: `{"keyid", "key"}`. Raises Invalid (`bad_csr`)."""
+        key = SSlibKey.from_crypto(request_key(csr_pem))
+        return {"keyid": key.keyid, "key": key.to_dict()}
+
     def issue(self, csr_pem: bytes, device: str, now: datetime, lifetime: timedelta) -> Issued:
         """A client certificate of the device for the key in the request, whose possession the request proves.
 
@@ -241,12 +248,6 @@ def request_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey | Ed25519PublicKey:
     if isinstance(public, ec.EllipticCurvePublicKey) and isinstance(public.curve, ec.SECP256R1):
         return public
     raise Invalid("csr: the key is neither P-256 nor Ed25519", field="csr", code="bad_csr")
-
-
-def public_pem(csr_pem: bytes) -> str:
-    """The public key of a signing request as PEM. Raises Invalid (`bad_csr`)."""
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return request_key(csr_pem).public_bytes(serialization.Encoding.PEM, form).decode()
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------

@@ -81,27 +81,40 @@ class UnpinBody(Body):
 
 
 class DeviceTokenBody(Body):
-    """Labels that the device will have, and its id where it is decided already."""
+    """Labels that the device will have, and its id where it is decided already. `uses` above 1 is for imaging a batch:
+    each of its devices waits for approval."""
 
     labels: Labels = Field(default_factory=dict)
     device: Name | None = None
     hours: Finite = Field(default=24.0, gt=0, le=24 * 366)
-
-
-class KeyBody(Body):
-    """A public key in securesystemslib's form."""
-
-    keyid: str = Field(min_length=1, max_length=128)
-    key: Json
+    uses: int = Field(default=1, ge=1, le=10_000)
 
 
 class EnrolBody(Body):
-    """The token authenticates; the private part of the key never leaves the device."""
+    """The token authenticates; the signing request (PEM) proves the key, whose private part never leaves the device."""
 
     token: str = Field(min_length=1, max_length=128)
-    key: KeyBody
+    csr: str = Field(min_length=1, max_length=16_384)
     name: Name | None = None
     agent: str = Field(default="", max_length=64)
+
+
+class RenewBody(Body):
+    """A signing request (PEM) of a fresh key."""
+
+    csr: str = Field(min_length=1, max_length=16_384)
+
+
+class DecideBody(Body):
+    """The key id, or its beginning, where several devices wait under one id."""
+
+    keyid: str | None = Field(default=None, min_length=1, max_length=128)
+
+
+class RevokeBody(Body):
+    """Why, for the audit log."""
+
+    reason: str = Field(min_length=1, max_length=500)
 
 
 class ToBody(Body):

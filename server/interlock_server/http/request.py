@@ -12,6 +12,9 @@ from pydantic import BaseModel, ValidationError
 from interlock_server.catalogue import Catalogue
 from interlock_server.core.access import Actor
 from interlock_server.devices import Devices
+from interlock_server.http.connections import Connections
+from interlock_server.identities import Identities
+from interlock_server.invitations import Invitations
 from interlock_server.ports import Changed
 from interlock_server.publishing import Publishing
 from interlock_server.rollouts import Rollouts
@@ -27,6 +30,13 @@ LIMIT_MAX = 1000  # rows in one answer
 ACTOR: web.RequestKey[Actor] = web.RequestKey("actor", Actor)
 
 
+@dataclass
+class Own:
+    """What is known of this server only once it listens: the URL of its TLS listener."""
+
+    url: str = ""
+
+
 @dataclass(frozen=True)
 class Services:
     """Everything behind the API. `figures`: device messages by what became of them."""
@@ -35,6 +45,9 @@ class Services:
     publishing: Publishing
     withdrawals: Withdrawals
     devices: Devices
+    identities: Identities
+    invitations: Invitations
+    connections: Connections
     rollouts: Rollouts
     sideloads: Sideloads
     tokens: Tokens
@@ -42,6 +55,7 @@ class Services:
     figures: Callable[[], dict[str, int]]
     version: str
     tls_ca: str  # PEM of what the server's own certificate is signed by
+    own: Own
     public_url: str | None
     broker_url: str | None  # of an external broker
     broker_port: int  # of the embedded one
@@ -108,8 +122,9 @@ def labels(request: web.Request) -> dict[str, str]:
 
 
 def server_url(request: web.Request) -> str:
-    """This server's URL, as whoever asks reaches it."""
-    return services(request).public_url or f"{request.scheme}://{request.host}"
+    """This server's URL for devices, as whoever asks reaches it; never the plain listener's."""
+    known = services(request)
+    return known.public_url or (f"https://{request.host}" if request.secure else known.own.url)
 
 
 def broker_url(request: web.Request) -> str:
@@ -119,7 +134,7 @@ def broker_url(request: web.Request) -> str:
         return known.broker_url
     host = server_url(request).partition("://")[2].partition("/")[0]
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    return f"mqtt://{name}:{known.broker_port}"
+    return f"mqtts://{name}:{known.broker_port}"
 
 
 def answer(document: Any, status: int = 200) -> web.Response:

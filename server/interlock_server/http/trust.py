@@ -11,10 +11,11 @@ from interlock_shared.limits import METADATA_MAX_BYTES, MIB
 
 
 async def status(request: web.Request) -> web.Response:
-    """Version, trust and addresses of this server"""
+    """Version, trust, addresses and TLS authority of this server"""
     known = services(request)
     trust = await known.catalogue.trust()
-    return answer({"server": known.version, "trust": trust, "broker": broker_url(request), "url": server_url(request)})
+    addresses = {"broker": broker_url(request), "url": server_url(request)}
+    return answer({"server": known.version, "trust": trust, "tls_ca": known.tls_ca, **addresses})
 
 
 async def keys(request: web.Request) -> web.Response:

@@ -43,13 +43,47 @@ device_tokens = Table(
     "device_tokens",
     metadata,
     Column("sha256", String, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
     Column("labels", JSON, nullable=False),
     _text("device", null=True),
+    Column("uses", Integer, nullable=False),  # more than one: each device waits for approval
+    Column("used", Integer, nullable=False),
     _text("created_at"),
     _text("created_by"),
     _text("expires_at"),
-    _text("used_at", null=True),
-    _text("used_by", null=True),
+    _text("revoked_at", null=True),
+)
+
+# Who asked to be let in, with which key, by which token: the same question gets the same answer.
+enrolments = Table(
+    "enrolments",
+    metadata,
+    Column("token", String, primary_key=True),
+    Column("keyid", String, primary_key=True),
+    _text("device"),
+    Column("key", JSON, nullable=False),
+    _text("csr"),
+    _text("agent"),
+    _text("address"),
+    _text("asked_at"),
+    _text("state"),
+    _text("certificate", null=True),
+    Index("ix_enrolments_state", "state"),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", String, primary_key=True),
+    _text("device"),
+    _text("keyid"),
+    Column("key", JSON, nullable=False),
+    _text("issued_at"),
+    _text("expires_at"),
+    _text("first_used_at", null=True),
+    _text("revoked_at", null=True),
+    _text("reason"),
+    Index("ix_certificates_device", "device"),
 )
 
 devices = Table(
@@ -58,7 +92,6 @@ devices = Table(
     Column("id", String, primary_key=True),
     Column("labels", JSON, nullable=False),
     Column("key", JSON, nullable=False),
-    _text("password_sha256"),
     _text("enrolled_at"),
     _text("agent"),
     Column("online", Boolean, nullable=False),
@@ -73,6 +106,9 @@ devices = Table(
     _text("desired_sideload", null=True),  # the policy in it
     Column("sideloads", JSON, nullable=True),  # by unit: a file's release that stands; see core/sideload.py
     Column("refused", Integer, nullable=False),
+    _text("revoked_at", null=True),
+    Column("clone", JSON, nullable=True),  # what says that the identity is in use twice
+    Column("instances", JSON, nullable=False),  # the newest starts of its agent that were heard of
 )
 
 releases = Table(

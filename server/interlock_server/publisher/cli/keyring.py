@@ -11,7 +11,7 @@ import typer
 from interlock_server.publisher import build, bundle_toml, ceremony, parcels, proceed, release, settings, standing
 from interlock_server.publisher import proposal as proposals
 from interlock_server.publisher.cli import holding, output, releases
-from interlock_server.publisher.client import Api
+from interlock_server.publisher.client import Api, authority
 from interlock_server.publisher.keys import ROOT_FILE, KeyFolder, check_model, check_role
 from interlock_server.publisher.progress import Bar
 from interlock_server.publisher.release import Parcel
@@ -225,14 +225,29 @@ def _parcel(where: Path) -> Parcel:
 def login(
     server: Annotated[str, typer.Option("--server", metavar="URL", help="The server.")],
     token: Annotated[str, typer.Option("--token", metavar="TOKEN", help="A bearer token.")],
+    ca_sha256: Annotated[
+        str | None,
+        typer.Option("--ca-sha256", metavar="HEX", help="By this the server is known; its first start prints it."),
+    ] = None,
     keys: output.Keys = None,
 ) -> None:
     """Remember server, token and keys for later commands, readable by you alone.
 
-    Example: interlock login --server http://updates:8080 --token ilk_… --keys ~/keys
+    The server is asked for its TLS authority, which is believed by its SHA-256; only then the token is sent.
+
+    Example: interlock login --server https://updates:8443 --ca-sha256 9f86… --token ilk_… --keys ~/keys
     """
-    document = output.with_api(server, token, lambda api: api.get(topics.RELEASES))
     path = settings.file()
-    folder = str(keys.expanduser().absolute()) if keys else None
-    settings.store(path, {"server": server.rstrip("/"), "token": token, "keys": folder})
+    pem = asyncio.run(authority(server, ca_sha256)) if ca_sha256 else settings.load(keys=keys).authority()
+
+    async def work() -> dict[str, Any]:
+        async with Api(server, token, pem) as api:
+            return await api.get(topics.RELEASES)
+
+    document = asyncio.run(work())
+    stored = {"server": server.rstrip("/"), "token": token}
+    stored["keys"] = str(keys.expanduser().absolute()) if keys else ""
+    if ca_sha256 and pem:
+        stored["ca"] = str(settings.store_ca(path, pem))
+    settings.store(path, stored)
     output.say(f"{server} knows this token ({len(document.get('releases', []))} releases); stored in {path}")

@@ -61,20 +61,53 @@ def upgrade() -> None:
     )
     op.create_table('device_tokens',
     sa.Column('sha256', sa.String(), nullable=False),
+    sa.Column('id', sa.String(), nullable=False),
     sa.Column('labels', sa.JSON(), nullable=False),
     sa.Column('device', sa.String(), nullable=True),
+    sa.Column('uses', sa.Integer(), nullable=False),
+    sa.Column('used', sa.Integer(), nullable=False),
     sa.Column('created_at', sa.String(), nullable=False),
     sa.Column('created_by', sa.String(), nullable=False),
     sa.Column('expires_at', sa.String(), nullable=False),
-    sa.Column('used_at', sa.String(), nullable=True),
-    sa.Column('used_by', sa.String(), nullable=True),
-    sa.PrimaryKeyConstraint('sha256')
+    sa.Column('revoked_at', sa.String(), nullable=True),
+    sa.PrimaryKeyConstraint('sha256'),
+    sa.UniqueConstraint('id')
     )
+    op.create_table('enrolments',
+    sa.Column('token', sa.String(), nullable=False),
+    sa.Column('keyid', sa.String(), nullable=False),
+    sa.Column('device', sa.String(), nullable=False),
+    sa.Column('key', sa.JSON(), nullable=False),
+    sa.Column('csr', sa.String(), nullable=False),
+    sa.Column('agent', sa.String(), nullable=False),
+    sa.Column('address', sa.String(), nullable=False),
+    sa.Column('asked_at', sa.String(), nullable=False),
+    sa.Column('state', sa.String(), nullable=False),
+    sa.Column('certificate', sa.String(), nullable=True),
+    sa.PrimaryKeyConstraint('token', 'keyid')
+    )
+    with op.batch_alter_table('enrolments', schema=None) as batch_op:
+        batch_op.create_index('ix_enrolments_state', ['state'], unique=False)
+
+    op.create_table('certificates',
+    sa.Column('serial', sa.String(), nullable=False),
+    sa.Column('device', sa.String(), nullable=False),
+    sa.Column('keyid', sa.String(), nullable=False),
+    sa.Column('key', sa.JSON(), nullable=False),
+    sa.Column('issued_at', sa.String(), nullable=False),
+    sa.Column('expires_at', sa.String(), nullable=False),
+    sa.Column('first_used_at', sa.String(), nullable=True),
+    sa.Column('revoked_at', sa.String(), nullable=True),
+    sa.Column('reason', sa.String(), nullable=False),
+    sa.PrimaryKeyConstraint('serial')
+    )
+    with op.batch_alter_table('certificates', schema=None) as batch_op:
+        batch_op.create_index('ix_certificates_device', ['device'], unique=False)
+
     op.create_table('devices',
     sa.Column('id', sa.String(), nullable=False),
     sa.Column('labels', sa.JSON(), nullable=False),
     sa.Column('key', sa.JSON(), nullable=False),
-    sa.Column('password_sha256', sa.String(), nullable=False),
     sa.Column('enrolled_at', sa.String(), nullable=False),
     sa.Column('agent', sa.String(), nullable=False),
     sa.Column('online', sa.Boolean(), nullable=False),
@@ -88,6 +121,9 @@ def upgrade() -> None:
     sa.Column('desired_sideload', sa.String(), nullable=True),
     sa.Column('sideloads', sa.JSON(), nullable=True),
     sa.Column('refused', sa.Integer(), nullable=False),
+    sa.Column('revoked_at', sa.String(), nullable=True),
+    sa.Column('clone', sa.JSON(), nullable=True),
+    sa.Column('instances', sa.JSON(), nullable=False),
     sa.PrimaryKeyConstraint('id')
     )
     op.create_table('epochs',

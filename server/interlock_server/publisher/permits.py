@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 
 from securesystemslib.signer import Signer
 
-from interlock_server.publisher import archives, export, payload
+from interlock_server.publisher import archives, export, metadata, payload
 from interlock_shared import canonical, classes, trust
 from interlock_shared.archive import Head, Reader
 from interlock_shared.base import validate
 from interlock_shared.documents import PERMIT_SCHEMA, Permit
-from interlock_shared.errors import Invalid
+from interlock_shared.errors import Invalid, Untrusted
 from interlock_shared.limits import PERMIT_MAX_S
 from interlock_shared.manifest import Manifest
 
@@ -86,6 +86,21 @@ def describe(permit: Permit) -> str:
     return ", ".join(named) or "any device of the fleet"
 
 
+def check_named(signer: Signer, head: Head) -> None:
+    """The newest root of the file lets this key sign permits: devices know no other. Raises Untrusted
+    (`unsigned_bundle`, `foreign_sideload_key`)."""
+    roots = [(int(name.split(".")[0]), data) for name, data in head.metadata.items() if name.endswith(".root.json")]
+    if not roots:
+        raise Untrusted("bundle: carries no signatures; export it from the server", code="unsigned_bundle")
+    version, data = max(roots)
+    if signer.public_key.keyid not in metadata.sideload_keys(data):
+        raise Untrusted(
+            f"root {version}, the newest in this file, does not let key {signer.public_key.keyid[:16]}… sign permits: "
+            "name it (`interlock root propose --add`), and export the file again",
+            code="foreign_sideload_key",
+        )
+
+
 def renew(
     stream: BinaryIO,
     out: BinaryIO,
@@ -101,6 +116,7 @@ def renew(
     reader = Reader(stream)
     head = reader.head()
     permit = meant.permit(head.manifest, canonical.sha256(head.data), now)
+    check_named(signer, head)
     sealed = trust.seal(permit, trust.PERMIT_TYPE, signer)
     made = Head(head.data, head.manifest, head.metadata, head.director, sealed)
     export.check_trust(made, root or head.metadata.get("1.root.json", b""), now)

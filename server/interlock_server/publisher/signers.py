@@ -80,6 +80,12 @@ def load(uri: str, public: Key, place: Place) -> Signer:
     return _Told(uri, inner)
 
 
+def of_uri(uri: str, place: Place) -> Signer:
+    """The signer of a key that nothing has named before: a URI, or the name of a file. Raises as `load`."""
+    known = uri if uri.partition(":")[0] in SCHEMES else f"{FILE}:{uri}"
+    return load(*public_of(known, place), place)
+
+
 class _Told(Signer):
     """A signer outside this process, whose errors are told as ours."""
 

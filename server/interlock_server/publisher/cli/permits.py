@@ -91,7 +91,7 @@ def _said(out: Path, release: str, count: int) -> None:
 
 def permit_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A bundle that was exported, whatever its permit.")],
-    key: Annotated[str, typer.Option("--key", metavar="KEY", help="A sideload key that the root names.")],
+    key: Annotated[str, typer.Option("--key", metavar="KEY", help="A sideload key of the root: a file, or a URI.")],
     out: Out,
     valid_for: ValidFor = "30d",
     device: Device = None,
@@ -104,11 +104,10 @@ def permit_command(
     The key is one that the root names for this: [bold]interlock keys generate sideload[/bold] and [bold]export[/bold],
     then [bold]interlock root propose --add[/bold]. Every byte is checked.
 
-    Example: interlock bundle permit old.bundle --key depot.pem --device press-9 --valid-for 7d -o new.bundle
+    Example: interlock bundle permit old.bundle --key depot/sideload.pem --device press-9 --valid-for 7d -o new.bundle
     """
     meant = Meant.of(device or (), class_ or (), valid_for)
-    path = Path(key.removeprefix("file:"))
-    signer = signers.of_file(path, Passphrases(passphrase_file))
+    signer = signers.of_uri(key, signers.Place(Path(), Passphrases(passphrase_file)))
     with payload.open_plain(file) as stream, _writing(out) as target, Bar("writing", file.stat().st_size) as bar:
         root = _root(settings.load(None, None, keys))
         permit, count = renew(stream, target, signer, meant, root=root, now=output.now(), progress=bar.advance)

@@ -60,7 +60,7 @@ def load_keys(keys: Mapping[str, Mapping[str, Any]]) -> list[Key]:
     """Public keys from securesystemslib's dictionaries, `{keyid: {...}}`. Raises Invalid."""
     try:
         return [SSlibKey.from_dict(keyid, json.loads(json.dumps(key))) for keyid, key in keys.items()]
-    except (KeyError, TypeError, ValueError) as bad:
+    except (KeyError, TypeError, ValueError, AttributeError) as bad:
         raise Invalid(f"public key: {bad}", field="keys") from None
 
 

@@ -20,6 +20,19 @@ class Archive:
     def __init__(self, descriptor: int, *, bare: bool = False) -> None:
         self._file = os.fdopen(descriptor, "rb", buffering=1024 * 1024)
         self._reader = Reader(self._file)
+        try:
+            self._take(bare)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _take(self, bare: bool) -> None:
         head = self._reader.head()
         self.signed = bool(head.metadata) and head.director is not None and head.permit is not None
         if not bare and (not head.metadata or head.director is None):

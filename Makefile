@@ -37,7 +37,7 @@ ARGS ?=
 JOBS ?= 2
 export KEEP
 
-.PHONY: help venv demo test check bench bench-gate bench-host soak deb lock closure pages clean distclean fmt lint types tree closure-check
+.PHONY: help venv demo test check bench bench-gate bench-host soak fuzz deb lock closure pages clean distclean fmt lint types tree closure-check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +97,11 @@ bench-host: $(READY)  ## what applications feel of the host: swaps, kills, ways 
 soak: $(READY)  ## simulation and fuzzing at length, bounded and resumable (ARGS="--minutes 30")
 	@$(BIN)/python -m tests.soak $(ARGS)
 
+fuzz: $(READY)  ## hostile bytes for every parser, bounded (ARGS="--minutes 10"); findings become tests/vectors/
+	@$(UV) sync --frozen --quiet --inexact --all-packages --extra $(EXTRA) --group fuzz || \
+		echo "make fuzz: atheris cannot be installed here" >&2
+	@nice -n 10 $(BIN)/python -m tests.fuzz $(ARGS)
+
 deb:  ## Debian packages (not there yet)
 	@echo "make deb: packages are not built yet; install with pip install ./shared ./agent" >&2; exit 1
 
@@ -113,7 +118,7 @@ fmt: $(READY)  ## format, and mend what the linter can mend
 	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format .
 
 clean:  ## remove what runs left behind: state folders, results, caches
-	@rm -rf .demo .models .bench .soak bench-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	@rm -rf .demo .models .bench .soak .fuzz bench-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
 
 distclean: clean  ## the same, and ./.venv

@@ -1,4 +1,4 @@
-"""Hypothesis: edits of accepted inputs, of their bytes and of their documents; a finding is made as small as it gets."""
+"""Hypothesis: edits of accepted inputs, of bytes and of documents; a finding is made as small as it gets."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _desired(data: bytes, keys: list[Any]) -> object:
 
 
 def _permit(data: bytes, keys: list[Any]) -> object:
-    ours = {"device": "d1", "model": "detector", "version": "1.4.0", "manifest_sha256": fuzz.DIGEST}
+    ours: dict[str, Any] = {"device": "d1", "model": "detector", "version": "1.4.0", "manifest_sha256": fuzz.DIGEST}
     return trust.open_permit(data, keys, **ours, now=fuzz.NOW)
 
 
@@ -145,7 +145,7 @@ def _stolen(name: str, role: str) -> Target:
             sealed = encode_canonical(signed)
         except (ValueError, RecursionError, Exception) as bad:  # noqa: BLE001  # cannot be signed: not our parser
             raise Invalid(str(bad)) from None
-        signatures = [key.sign(sealed.encode()).to_dict() for key in _repository().keys[role]]
+        signatures = [key.sign(str(sealed).encode()).to_dict() for key in _repository().keys[role]]
         return _walk(name, json.dumps({"signed": signed, "signatures": signatures}).encode())
 
     return Target((json.dumps(whole["signed"]).encode(),), read)
@@ -181,7 +181,7 @@ def _head(data: bytes) -> object:
 
 @cache
 def _model() -> bytes:
-    shape = ["N", 4]
+    shape: list[str | int | None] = ["N", 4]
     one, two = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
     weights = helper.make_tensor("w", TensorProto.FLOAT, [4], [1.0, 2.0, 3.0, 4.0])
     graph = helper.make_graph([helper.make_node("Mul", ["x", "w"], ["y"])], "g", [one], [two], [weights])

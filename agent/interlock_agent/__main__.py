@@ -41,6 +41,7 @@ from interlock_agent.installer import Installer
 from interlock_agent.link import Link
 from interlock_agent.local_api import LocalApi
 from interlock_agent.ports import Ports, Stored
+from interlock_agent.refresher import Refresher
 from interlock_agent.renewing import Renewing
 from interlock_shared import canonical, classes, tasks
 from interlock_shared.errors import Conflict, InterlockError
@@ -135,6 +136,9 @@ class Agent:
             cap_s=self.config.link.backoff_cap_s,
         )
         self.link = Link(self.ports, self.engine, self.broker, self.describer.reported, self.config.link.poll_s)
+        refresher = Refresher(self.engine, self.ports, self.config.link.notice_spread_s, self.config.link.refresh_s)
+        self.link.on_notice = refresher.noticed
+        self._spawn(refresher.run())
         self.broker.on_message = self.link.message
         self.broker.on_connect = self.link.connected
         self.describer.broker, self.describer.refused = self.broker, self.link.refusals

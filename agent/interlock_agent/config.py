@@ -212,6 +212,7 @@ class Unit(Section):
     gate: UnitGate = UnitGate()
     trial: UnitTrial = UnitTrial()
     health: UnitHealth = UnitHealth()
+    revoked: Literal["back", "stop", "keep"] = "back"  # what becomes of a release that serves, and is taken back
     hook: Hook | None = None  # for an application that reads `live`
     triton: Triton | None = None  # a server that loads what is live
     access: Access = Access()  # who may ask
@@ -322,6 +323,8 @@ class Link(Section):
     poll_s: float = Field(default=POLL_S, gt=0)  # backstop of MQTT
     keepalive_s: int = Field(default=30, ge=5)
     backoff_cap_s: float = Field(default=60.0, gt=0)
+    notice_spread_s: float = Field(default=60.0, ge=0)  # devices ask for new metadata spread over this time
+    refresh_s: float = Field(default=6 * 3600.0, gt=0)  # and without a notice so often, jittered
 
 
 class Config(Section):

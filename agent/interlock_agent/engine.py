@@ -170,6 +170,12 @@ class Engine:
         async with self._lock(unit):
             await self._order(unit, Event.TURNED_BAD, reason=check, data=seen)
 
+    async def drop(self, unit: str, reason: str) -> None:
+        """What is in flight is not switched to, or not confirmed. Raises Busy where it is just switched."""
+        async with self._lock(unit):
+            trial = self.record(unit).phase == Phase.TRIAL.value
+            await self._order(unit, Event.ROLLBACK if trial else Event.CANCEL, reason=reason)
+
     async def again(self, payload_sha256: str) -> list[str]:
         """A person has decided: the units that waited for one over this payload go on. Their names."""
         woken = []
@@ -202,8 +208,7 @@ class Engine:
 
     async def configure(self, unit: str) -> None:
         """Make sure that the host has the unit's socket and front. Raises Unreachable, Refused."""
-        options = self.config.unit(unit).options()
-        await self.ports.host.request(messages.Configure(unit, self.config.listen(unit), options))
+        await self.ports.host.request(messages.Configure(unit, self.config.listen(unit), self.shared.options(unit)))
 
     # --- the machine --------------------------------------------------------------------------------------------
 

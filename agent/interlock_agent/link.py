@@ -55,6 +55,7 @@ class Link:
         self._wake = asyncio.Event()
         self._report_due = asyncio.Event()
         self._incoming = asyncio.Lock()
+        self.on_notice: Callable[[], None] = lambda: None  # there may be newer metadata
         self._asked_at: float | None = None  # when a document last made us ask for newer metadata
         self.refusals: dict[str, int] = {}  # `document:reason` -> how many; each is reported once, not once a message
 
@@ -69,11 +70,14 @@ class Link:
         self._sent = 0
         self._wake.set()
         self._report_due.set()
+        self.on_notice()  # one may have been missed
 
     async def message(self, kind: str, payload: bytes) -> None:
         """One message from the broker."""
         try:
-            if kind == "desired":
+            if kind == "notice":
+                self.on_notice()
+            elif kind == "desired":
                 await self.desired(payload)
             elif kind == "ack":
                 await self._acknowledged(payload)

@@ -286,6 +286,7 @@ EVENT_KINDS = {
     "quarantined": "this payload is not tried again here until told to",
     "rolled_back": "the owner went back to the previous confirmed release",
     "unhealthy": "a confirmed release turned bad; data says what was seen, data.action what follows: revert, or alarm",
+    "revoked": "a confirmed release was taken back by its signers; data.action: what follows (revert, stop, alarm)",
     "recovered": "the alarm of a confirmed release is over",
     "state_lost": "the journal could not be read and was rebuilt from the seals",
     "refused": "a document was ignored: foreign, replayed, expired, unsigned",

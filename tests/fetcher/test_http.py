@@ -304,6 +304,7 @@ async def test_one_pass_over_the_network(tmp_path: Path, url: str, shelf: Shelf)
         "floors": {k: v for k, v in device.head["trust"]["floors"].items() if k != "release-detector"},
         "director": device.head["trust"]["director"],
         "signed_until": "2027-06-01T00:00:00Z",
+        "revoked": {},
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from interlock_agent.core.revoked import installed
 from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.fetcher import messages
 from interlock_agent.ports import Clock, Stored
@@ -94,6 +95,7 @@ class FetcherProcess:
             server=str(self._identity.get("server", "")),
             clock_floor=seconds(str(self.stored.meta.get("clock_floor") or "1970-01-01T00:00:00Z")),
             facts=self.facts,
+            installed={unit: installed(record) for unit, record in self.stored.units.items()},
             descriptor=descriptor,
             **fields,
         )

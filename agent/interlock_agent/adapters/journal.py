@@ -24,7 +24,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from interlock_agent.core import revoked
 from interlock_agent.core.records import Quarantined, Transition, from_document, to_document
+from interlock_agent.core.revoked import REVOKED
 from interlock_agent.ports import Stored
 from interlock_shared import durable
 from interlock_shared.documents import EVENT_SCHEMA
@@ -40,6 +42,7 @@ HIGHER: dict[str, Callable[[Any, Any], Any]] = {  # facts that must never fall b
     "director": lambda one, two: max(one, two, key=lambda director: int(director["epoch"])),
     "desired_at": max,
     "clock_floor": max,
+    REVOKED: revoked.merged,
 }
 IN_LEDGER = tuple(HIGHER)
 

@@ -17,6 +17,7 @@ from interlock_agent.fetcher.archive import Archive
 from interlock_agent.fetcher.assemble import Assembly
 from interlock_agent.fetcher.http import Server
 from interlock_agent.fetcher.messages import Job
+from interlock_agent.fetcher.revocations import look
 from interlock_agent.fetcher.sideload import Counted, believe, permitted
 from interlock_shared import canonical, topics
 from interlock_shared import manifest as manifests
@@ -106,7 +107,9 @@ def refresh(job: Job, server: Server) -> tuple[Any, dict[str, Any]]:
             raise later_if_expired(refused) from None
     credentials.keep_authority(Path(job.state_dir), (folder / "root.json").read_bytes())
     director = chain.director(job.director_epoch)
-    return chain, {"floors": floors, "director": director, "signed_until": chain.expires("timestamp")}
+    revoked, floors = look(chain, job.installed, floors)
+    facts = {"floors": floors, "director": director, "signed_until": chain.expires("timestamp")}
+    return chain, {**facts, "revoked": revoked}
 
 
 def later_if_expired(refused: Untrusted) -> InterlockError:

@@ -21,6 +21,7 @@ from typing import Any
 
 from interlock_agent.fetcher.archive import Archive
 from interlock_agent.fetcher.messages import Job
+from interlock_agent.fetcher.revocations import recorded
 from interlock_shared import canonical, topics, trust
 from interlock_shared.errors import InterlockError, Never, Untrusted
 from interlock_shared.manifest import Manifest
@@ -116,7 +117,8 @@ def refuse_revoked(job: Job, manifest: Manifest, digest: str, role_version: int)
     from interlock_agent.fetcher.trust import revoked  # as in `believe`
 
     online = Path(job.state_dir) / "trust" / "metadata"
-    if revoked(online, manifest.model, manifest.version, digest, role_version):
+    named = recorded(online, manifest.model, manifest.version, digest)
+    if named or revoked(online, manifest.model, manifest.version, digest, role_version):
         raise Untrusted(f"{manifest.release} was revoked: its signer has taken it back", code="revoked")
 
 

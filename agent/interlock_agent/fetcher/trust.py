@@ -247,6 +247,14 @@ class Trust:
             raise Untrusted(f"{model} {version}: the signed manifest is another one", code="manifest_mismatch")
         return raised
 
+    def role(self, model: str, known: Floors) -> tuple[dict[str, Any] | None, Floors]:
+        """Steps 3 to 6 for a model's release role: what it says (None: no key may release that model), and the new
+        floors. Raises Untrusted, Unreachable."""
+        role, walk = release_role(model), self._updater.get_targetinfo
+        _, raised = self._walked(known, (role,), walk, target_name(model, "0.0.0"))
+        signed = _signed(self._walk / f"{role}.json")
+        return (signed.to_dict() if signed is not None else None), raised
+
     def check_offline_roles(self, model: str, now: float) -> None:
         """That what is signed offline holds *now*, where the online roles were judged at an earlier time (a file).
         Raises Untrusted (`metadata_expired`)."""

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interlock_agent.config import Config, Unit
-from interlock_agent.core import quarantine
+from interlock_agent.core import quarantine, revoked
 from interlock_agent.core.gate.gap import Plan
 from interlock_agent.core.gate.limits import effective_limits, limits_digest
 from interlock_agent.core.readings import Word
 from interlock_agent.core.records import Attempt, Quarantined, UnitRecord
+from interlock_agent.core.revoked import REVOKED
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.ports import Ports, Source, Stored
 from interlock_shared import floors
 from interlock_shared.documents import Assignment
+from interlock_shared.errors import Never
 from interlock_shared.manifest import Manifest
 
 
@@ -74,10 +76,21 @@ class Shared:
             new = {**trust, "floors": floors.merged(meta.get("floors") or {}, trust.get("floors") or {})}
             if (meta.get("director") or {}).get("epoch", 0) > (trust.get("director") or {}).get("epoch", 0):
                 del new["director"]
-            changed = {key: value for key, value in new.items() if meta.get(key) != value}
+            new[REVOKED] = revoked.merged(meta.get(REVOKED) or {}, trust.get(REVOKED) or {})
+            changed = {key: value for key, value in new.items() if meta.get(key, {}) != value}
             if changed:
                 await self.ports.journal.put_meta(changed)
                 self.stored.meta.update(changed)
+
+    def options(self, unit: str) -> dict[str, Any]:
+        """What the host needs to know of the unit: with the releases that must not answer, by the owner's policy."""
+        settings = self.config.unit(unit)
+        names = revoked.refused(self.stored.meta, unit) if settings.revoked == "stop" else []
+        return {**settings.options(), **({"revoked": names} if names else {})}
+
+    def revocation(self, unit: str, manifest_sha256: str) -> dict[str, str] | None:
+        """What is known of a revoked release; None: it is not revoked."""
+        return revoked.of(self.stored.meta, unit, manifest_sha256)
 
     def surroundings(self, record: UnitRecord, manifest: Manifest | None) -> quarantine.Surroundings:
         """What a judgement of this attempt depends on."""
@@ -92,6 +105,8 @@ class Shared:
         self, before: UnitRecord, after: UnitRecord, happened: Happened, at: str
     ) -> tuple[Quarantined, ...]:
         """The quarantine entries of a transition whose row remembers."""
+        if happened.reason == REVOKED:
+            return ()  # that is remembered by itself, and says nothing of the bytes
         around = self.surroundings(before, self.manifests.get(before.unit))
         if after.phase == Phase.RESTORING.value:
             left = before.confirmed
@@ -135,6 +150,13 @@ class Step:
         if self.record.attempt is None:
             raise AssertionError(f"{self.name}: {self.record.phase} without an attempt")
         return self.record.attempt
+
+    def refuse_revoked(self) -> None:
+        """Raises Never (`revoked`) where the attempt's release was taken back by its signers."""
+        wish = self.attempt.wish
+        known = self.shared.revocation(self.name, wish.manifest_sha256)
+        if known is not None:
+            raise Never(f"{self.name} {wish.version} was revoked: {known['reason']}", code=REVOKED, at=known["at"])
 
     def tell(self, **figures: Any) -> None:
         """Progress for people: `interlock-agent status`."""

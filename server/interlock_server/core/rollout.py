@@ -49,6 +49,7 @@ NEXT: dict[str, str | None] = {
     "quarantined": None,
     "rolled_back": "reverted",
     "unhealthy": None,
+    "revoked": None,
     "recovered": None,
     "state_lost": None,
     "refused": None,

@@ -1,0 +1,153 @@
+"""A release that is taken back: withdrawn, the server moves its devices; revoked, each device acts by its owner's word.
+
+One server, three devices: their owners say `back`, `stop` and `keep`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from interlock_server.publisher import signing
+from interlock_server.publisher.client import Api
+from interlock_server.publisher.keys import KeyFolder
+from tests.e2e.world import MODEL, World, world
+from tests.host import clients
+from tests.rig.fleet import Device, until
+
+pytestmark = pytest.mark.e2e
+
+POLICIES = ("back", "stop", "keep")
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[World]:
+    with world() as found:
+        for policy in POLICIES:
+            device = found.device(policy, {"revoked": policy})
+            text = device.config.read_text()
+            device.config.write_text(text.replace("[link]\n", "[link]\nnotice_spread_s = 0.0\n"))
+            device.start()
+        yield found
+
+
+def unit(device: Device) -> dict[str, Any]:
+    """As the agent tells it."""
+    return dict(device.ask("status")["units"].get(MODEL) or {})
+
+
+def everywhere(made: World, version: str) -> str:
+    """Roll out, until every device has confirmed it; the rollout."""
+    rollout = made.roll_out(version)
+    for device in made.devices:
+        made.server_says(rollout, "confirmed", device=device.name)
+    return rollout
+
+
+def revoke(made: World, version: str, reason: str) -> None:
+    """By the release role."""
+
+    async def work() -> None:
+        async with Api(made.url, made.token) as api:
+            folder = KeyFolder(made.keys)
+            await signing.revoke(api, folder, MODEL, version, reason, datetime.now(UTC), lambda _: None)
+
+    asyncio.run(work())
+
+
+def answer(device: Device) -> tuple[int, str]:
+    """(status, release) of one request."""
+    reply = asyncio.run(clients.infer(unit(device)["address"]))
+    return reply.status, reply.headers.get("interlock-release", "")
+
+
+def runs(device: Device, version: str) -> dict[str, Any]:
+    """Wait until it has confirmed that version, and it is the one that serves."""
+    found: dict[str, Any] = {}
+
+    def look() -> bool:
+        found.update(unit(device))
+        return (found.get("confirmed"), found.get("running"), found["phase"]) == (version, version, "confirmed")
+
+    until(look, f"{device.name} to run {version}")
+    return found
+
+
+def alarmed(device: Device) -> str:
+    """Wait for the alarm; why it stays."""
+    return str(
+        until(lambda: (unit(device).get("alarmed") or {}).get("check") == "revoked" and unit(device), "alarm")[
+            "alarmed"
+        ]["why"]
+    )
+
+
+def test_withdrawn_it_is_left_and_revoked_each_owner_is_obeyed(made: World) -> None:
+    good, slow = made.release(), made.release()
+    everywhere(made, good)
+    rollout = everywhere(made, slow)
+    withdrawn = made.ask("POST", f"/v1/releases/{MODEL}/{slow}/withdraw", {"reason": "too slow at night"})
+    assert sorted(withdrawn["moved"]) == sorted(POLICIES)
+    for device in made.devices:
+        assert runs(device, good)["offered"] == good
+    assert made.ask("GET", f"/v1/rollouts/{rollout}")["state"] == "withdrawn"
+    moving = made.ask("GET", "/v1/rollouts")["rollouts"][0]
+    assert (moving["version"], moving["to"]) == (good, {"instead_of": slow})
+
+    bad = made.release()
+    everywhere(made, bad)
+    back, stop, keep = made.devices
+    revoke(made, bad, "labels were swapped")
+    runs(back, good)
+    assert answer(back) == (200, f"{MODEL}/{good}")
+    assert alarmed(stop) == "stop"
+    assert alarmed(keep) == "keep"
+    assert answer(keep) == (200, f"{MODEL}/{bad}")
+    assert answer(stop)[0] == 503
+    reply = asyncio.run(clients.infer(unit(stop)["address"]))
+    assert json.loads(reply.body)["code"] == "release_revoked"
+
+    def holds() -> bool:
+        shown = made.ask("GET", f"/v1/releases/{MODEL}/{bad}")
+        held = {one["device"] for one in shown["devices"] if one["confirmed"]}
+        return shown["state"] == "revoked" and held == {"stop", "keep"}
+
+    until(holds, "the server's list")
+    told = [one for one in made.events(back) if one["kind"] in ("revoked", "reverted")]
+    assert [(one["kind"], one["version"], one["reason"]) for one in told] == [
+        ("revoked", bad, "revoked"),
+        ("reverted", bad, "revoked"),
+    ]
+
+
+def test_what_arrived_needs_no_server_and_a_good_release_serves_again(made: World) -> None:
+    back, stop, _ = made.devices
+    assert made.server is not None
+    made.server.stop()
+    for process in (stop.agent, stop.host):
+        process.kill()
+    stop.start_host()
+    assert answer_of(stop) == 503  # the host alone knows
+    stop.start_agent()
+    until(lambda: unit(stop).get("running"), "the host's word")
+    assert (answer(stop)[0], alarmed(stop)) == (503, "stop")
+    previous = back.cli("rollback", MODEL, "--json", check=False)  # to the revoked one, by hand: no
+    assert json.loads(previous.stdout)["phase"] == "failed"
+    assert unit(back)["reason"] == "revoked"
+    made.start_server()
+    fresh = made.release()
+    everywhere(made, fresh)
+    for device in made.devices:
+        until(lambda device=device: not runs(device, fresh).get("alarm"), "the end of the alarm")
+        assert answer(device) == (200, f"{MODEL}/{fresh}")
+
+
+def answer_of(device: Device) -> int:
+    """The status of a request, asked without the agent."""
+    address = json.loads((device.state / "host" / f"{MODEL}.json").read_text())["address"]
+    return asyncio.run(clients.infer(address)).status

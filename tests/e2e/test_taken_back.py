@@ -1,6 +1,6 @@
 """A release that is taken back: withdrawn, the server moves its devices; revoked, each device acts by its owner's word.
 
-One server, three devices: their owners say `back`, `stop` and `keep`.
+One server, two devices: their owners say `back` and `stop`. (`keep` is in tests/agent/test_revoked.py.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.rig.fleet import Device, until
 
 pytestmark = pytest.mark.e2e
 
-POLICIES = ("back", "stop", "keep")
+POLICIES = ("back", "stop")
 
 
 @pytest.fixture(scope="module")
@@ -87,35 +87,22 @@ def alarmed(device: Device) -> str:
     )
 
 
-def test_withdrawn_it_is_left_and_revoked_each_owner_is_obeyed(made: World) -> None:
-    good, slow = made.release(), made.release()
+def test_revoked_each_owner_is_obeyed(made: World) -> None:
+    good, bad = made.release(), made.release()
     everywhere(made, good)
-    rollout = everywhere(made, slow)
-    withdrawn = made.ask("POST", f"/v1/releases/{MODEL}/{slow}/withdraw", {"reason": "too slow at night"})
-    assert sorted(withdrawn["moved"]) == sorted(POLICIES)
-    for device in made.devices:
-        assert runs(device, good)["offered"] == good
-    assert made.ask("GET", f"/v1/rollouts/{rollout}")["state"] == "withdrawn"
-    moving = made.ask("GET", "/v1/rollouts")["rollouts"][0]
-    assert (moving["version"], moving["to"]) == (good, {"instead_of": slow})
-
-    bad = made.release()
     everywhere(made, bad)
-    back, stop, keep = made.devices
+    back, stop = made.devices
     revoke(made, bad, "labels were swapped")
     runs(back, good)
     assert answer(back) == (200, f"{MODEL}/{good}")
     assert alarmed(stop) == "stop"
-    assert alarmed(keep) == "keep"
-    assert answer(keep) == (200, f"{MODEL}/{bad}")
-    assert answer(stop)[0] == 503
     reply = asyncio.run(clients.infer(unit(stop)["address"]))
-    assert json.loads(reply.body)["code"] == "release_revoked"
+    assert (reply.status, json.loads(reply.body)["code"]) == (503, "release_revoked")
 
     def holds() -> bool:
         shown = made.ask("GET", f"/v1/releases/{MODEL}/{bad}")
         held = {one["device"] for one in shown["devices"] if one["confirmed"]}
-        return shown["state"] == "revoked" and held == {"stop", "keep"}
+        return shown["state"] == "revoked" and held == {"stop"}
 
     until(holds, "the server's list")
     told = [one for one in made.events(back) if one["kind"] in ("revoked", "reverted")]
@@ -126,7 +113,7 @@ def test_withdrawn_it_is_left_and_revoked_each_owner_is_obeyed(made: World) -> N
 
 
 def test_what_arrived_needs_no_server_and_a_good_release_serves_again(made: World) -> None:
-    back, stop, _ = made.devices
+    back, stop = made.devices
     assert made.server is not None
     made.server.stop()
     for process in (stop.agent, stop.host):
@@ -143,8 +130,24 @@ def test_what_arrived_needs_no_server_and_a_good_release_serves_again(made: Worl
     fresh = made.release()
     everywhere(made, fresh)
     for device in made.devices:
-        until(lambda device=device: not runs(device, fresh).get("alarm"), "the end of the alarm")
+        well(device, fresh)
         assert answer(device) == (200, f"{MODEL}/{fresh}")
+
+
+def test_withdrawn_devices_are_moved_to_the_release_before(made: World) -> None:
+    good, fresh = "1.1.0", "1.3.0"
+    withdrawn = made.ask("POST", f"/v1/releases/{MODEL}/{fresh}/withdraw", {"reason": "too slow at night"})
+    assert sorted(withdrawn["moved"]) == sorted(POLICIES)
+    for device in made.devices:
+        assert runs(device, good)["offered"] == good
+    moving, ended = made.ask("GET", "/v1/rollouts")["rollouts"][:2]
+    assert (moving["version"], moving["to"]) == (good, {"instead_of": fresh})
+    assert (ended["version"], ended["state"]) == (fresh, "withdrawn")
+
+
+def well(device: Device, version: str) -> None:
+    """Wait for the end of the alarm."""
+    until(lambda: not runs(device, version).get("alarm"), "the end of the alarm")
 
 
 def answer_of(device: Device) -> int:

@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import zstandard
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from onnx import TensorProto, helper
 from securesystemslib.dsse import Envelope
 from securesystemslib.formats import encode_canonical
@@ -27,8 +31,8 @@ from interlock_agent.fetcher.assemble import _decompress
 from interlock_agent.fetcher.messages import Job
 from interlock_agent.fetcher.sideload import believe, permitted
 from interlock_agent.fetcher.trust import Trust
+from interlock_server.adapters.device_ca import request_key
 from interlock_server.core import events
-from interlock_server.devices import Devices
 from interlock_server.http.models import EnrolBody
 from interlock_server.publisher import onnx_file
 from interlock_shared import archive, canonical, floors, trust
@@ -93,8 +97,14 @@ def _permit(data: bytes, keys: list[Any]) -> object:
 def _enrol(data: bytes) -> object:
     document = canonical.decode(data, limit=64 * 1024, what="body")
     sent = validate(EnrolBody, document, "body")
-    Devices._check_key(sent.key.model_dump())
-    return sent
+    return request_key(sent.csr.encode())
+
+
+@cache
+def _csr() -> bytes:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "d1")])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(Ed25519PrivateKey.generate(), None)
+    return request.public_bytes(Encoding.PEM)
 
 
 def _keys(data: bytes) -> object:
@@ -205,7 +215,7 @@ def _floors(data: bytes) -> object:
 def _made() -> dict[str, Target]:
     signer = CryptoSigner.generate_ed25519().public_key
     key = {"keyid": signer.keyid, "key": signer.to_dict()}
-    enrol = json.dumps({"token": "ilt_x", "key": key, "name": "d1", "agent": "0.1.0"}).encode()
+    enrol = json.dumps({"token": "ilt_x", "csr": _csr().decode(), "name": "d1", "agent": "0.1.0"}).encode()
     director = json.dumps({"schema": "interlock.director/1", "epoch": 1, "keys": {signer.keyid: key["key"]}}).encode()
     known = {name: Target((make(),), read, name != "bundle") for name, (make, read) in fuzz.PARSERS.items()}
     packed = zstandard.ZstdCompressor().compress(PARTS[0])
@@ -218,6 +228,7 @@ def _made() -> dict[str, Target]:
             lambda data: events.parse_reported("d1", data),
         ),
         "enrolment": Target((enrol,), _enrol),
+        "csr": Target((_csr(),), request_key, textual=False),
         "keys": Target((json.dumps({signer.keyid: key["key"]}).encode(),), _keys),
         "director": Target((director,), _director),
         "floors": Target((b'{"root":3,"snapshot":7,"release-a":1}',), _floors),

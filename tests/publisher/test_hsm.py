@@ -50,7 +50,7 @@ def _generate(module: str) -> None:
 
 
 def folder_of(path: Path, pin: str) -> KeyFolder:
-    return KeyFolder(path, Passphrases(none=True, environment={"INTERLOCK_PASSPHRASE": pin}, interactive=lambda: False))
+    return KeyFolder(path, Passphrases(none=True, environment={"INTERLOCK_PIN": pin}, interactive=lambda: False))
 
 
 def test_a_key_in_a_token_signs_root(token: None, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_token_that_does_not_sign_says_why(token: None, tmp_path: Path, monkey
     with pytest.raises(Unreachable, match="did not sign"):
         folder_of(tmp_path / "keys", "000000").signer("root").sign(b"data")
     unasked = KeyFolder(tmp_path / "keys", Passphrases(environment={}, interactive=lambda: False))
-    with pytest.raises(Forbidden, match="--passphrase-file"):
+    with pytest.raises(Forbidden, match="INTERLOCK_PIN"):
         unasked.signer("root").sign(b"data")
     with pytest.raises(Unreachable, match="no-such-token"):
         folder.adopt("root", "hsm:2?label=no-such-token")

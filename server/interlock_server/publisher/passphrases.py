@@ -9,13 +9,14 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from interlock_shared.errors import Forbidden, Invalid
 
 PASSPHRASE_ENV = "INTERLOCK_PASSPHRASE"  # noqa: S105 - the name of a variable
+PIN_ENV = "INTERLOCK_PIN"
 LENGTH_MIN = 12  # characters: PKCS#8 files are stretched little (2,048 rounds), so that length is what protects them
 TRIES = 3
 
@@ -37,7 +38,8 @@ class Passphrases:
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     ask: Callable[[str], str] = _ask
     interactive: Callable[[], bool] = _at_a_terminal
-    _known: dict[str, str] = field(default_factory=dict, repr=False)
+    _opened: list[str] = field(default_factory=list, repr=False)
+    _pins: dict[str, str] = field(default_factory=dict, repr=False)
     _new: str | None = field(default=None, repr=False)
 
     def _given(self) -> str | None:
@@ -52,22 +54,37 @@ class Passphrases:
             return text
         return self.environment.get(PASSPHRASE_ENV) or None
 
-    def known(self, what: str) -> str:
-        """The secret of a key that is there; asked for once a command. Raises Forbidden (`no_passphrase`)."""
-        if what not in self._known:
-            self._known[what] = self._new or self._given() or self._asked(f"passphrase or PIN of {what}: ")
-        return self._known[what]
+    def guesses(self, what: str) -> Iterator[str]:
+        """What may open a file: what opened another one, what is given, then what a person says.
 
-    def forget(self, what: str) -> bool:
-        """It was wrong; whether asking again makes sense."""
-        self._known.pop(what, None)
-        return self._new is None and self._given() is None and self.interactive()
+        Raises Forbidden (`no_passphrase`) where nothing is given and nobody can be asked.
+        """
+        given = [one for one in (*self._opened, self._new, self._given()) if one]
+        yield from dict.fromkeys(given)
+        if given and not self.interactive():
+            return
+        for _ in range(TRIES):
+            yield self._asked(f"passphrase of {what}: ", f"give --passphrase-file, or set {PASSPHRASE_ENV}")
 
-    def _asked(self, words: str) -> str:
+    def opened(self, secret: str) -> None:
+        """It was right: one passphrase for several keys is asked for once a command."""
+        if secret not in self._opened:
+            self._opened.append(secret)
+
+    def pin(self, what: str) -> str:
+        """The PIN of a token, asked for once a command. Never a passphrase: a few wrong PINs lock a token.
+
+        Raises Forbidden (`no_passphrase`).
+        """
+        if what not in self._pins:
+            given = self.environment.get(PIN_ENV)
+            self._pins[what] = given or self._asked(f"PIN of {what}: ", f"set {PIN_ENV}")
+        return self._pins[what]
+
+    def _asked(self, words: str, instead: str) -> str:
         if not self.interactive():
             raise Forbidden(
-                f"{words.removesuffix(': ')} is needed, and there is no terminal to ask at: give --passphrase-file, or "
-                f"set {PASSPHRASE_ENV}",
+                f"{words.removesuffix(': ')} is needed, and there is no terminal to ask at: {instead}",
                 code="no_passphrase",
             )
         return self.ask(words)

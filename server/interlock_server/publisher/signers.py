@@ -9,6 +9,7 @@ Rules of the file: a private key in a file is readable by its owner alone, or it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def load(uri: str, public: Key, place: Place) -> Signer:
             raise Invalid(f"{uri}: it is another key than the one that keys.toml names", code="bad_key")
         return signer
     try:
-        inner = Signer.from_priv_key_uri(uri, public, lambda _: place.secrets.known(uri))
+        inner = Signer.from_priv_key_uri(uri, public, lambda _: place.secrets.pin(uri))
     except UnsupportedLibraryError as bad:
         raise _unsupported(uri, bad) from None
     except Exception as bad:  # noqa: BLE001 - securesystemslib lets the errors of each library through
@@ -150,12 +151,12 @@ def _decrypted(path: Path, data: bytes, secrets: Passphrases) -> Any:
             return load_pem_private_key(data, None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise Invalid(f"{path}: not a private key", code="bad_key") from None
-    while True:
-        try:
-            return load_pem_private_key(data, secrets.known(str(path)).encode())
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            if not secrets.forget(str(path)):
-                raise Forbidden(f"{path}: the passphrase does not open it", code="wrong_passphrase") from None
+    for secret in secrets.guesses(str(path)):
+        with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
+            private = load_pem_private_key(data, secret.encode())
+            secrets.opened(secret)
+            return private
+    raise Forbidden(f"{path}: the passphrase does not open it", code="wrong_passphrase")
 
 
 def create(path: Path, secrets: Passphrases) -> CryptoSigner:
@@ -167,7 +168,8 @@ def create(path: Path, secrets: Passphrases) -> CryptoSigner:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
-        raise Conflict(f"{path} is there already; a key is never overwritten", code="key_exists") from None
+        words = f"{path} is there already; a key is never overwritten (`interlock keys adopt` takes it over)"
+        raise Conflict(words, code="key_exists") from None
     except OSError as bad:
         raise Forbidden(f"{path}: {bad.strerror}", code="cannot_write") from None
     with os.fdopen(descriptor, "wb") as out:
@@ -187,7 +189,7 @@ def public_of(uri: str, place: Place) -> tuple[str, Key]:
         if scheme == HSM:
             number, _, query = rest.partition("?")
             label = dict(parse_qsl(query)).get("label")
-            return HSMSigner.import_(int(number) if number else None, label, lambda _: place.secrets.known(uri))
+            return HSMSigner.import_(int(number) if number else None, label, lambda _: place.secrets.pin(uri))
         if scheme == AzureSigner.SCHEME:
             host, _, path = rest.removeprefix("//").partition("/")
             return AzureSigner.import_(host.partition(".")[0], path.removeprefix("keys/").partition("/")[0])

@@ -24,7 +24,7 @@ PassphraseFile = Annotated[
     typer.Option(
         "--passphrase-file",
         metavar="FILE",
-        help="The passphrase (or PIN) is its first line; else $INTERLOCK_PASSPHRASE, else you are asked.",
+        help="It holds the passphrase; else $INTERLOCK_PASSPHRASE, else you are asked.",
     ),
 ]
 NoPassphrase = Annotated[

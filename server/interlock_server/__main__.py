@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from interlock_server import __version__, broker_command, config, runtime
+from interlock_server import __version__, broker_command, config, keys_command, runtime
 from interlock_server.adapters.blobs import FolderBlobs
 from interlock_server.adapters.broker import Address, Broker
 from interlock_server.adapters.database import Database
@@ -60,6 +60,9 @@ The first start prints an admin token, once, in the command that a release engin
   interlock keys init                         keys of this fleet; sends root and targets metadata to the server
   interlock publish detector-1.4.0            signs a release, and uploads it
 """
+
+
+COMMANDS = {"broker-config": broker_command.run, "keys": keys_command.run}
 
 
 def _now() -> datetime:
@@ -277,6 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"interlock-server {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     broker_command.add_parser(commands)
+    keys_command.add_parser(commands)
     run = commands.add_parser("run", help="start the server", description=HELP, formatter_class=raw)
     add = run.add_argument
     where = "/var/lib/interlock-server for root, else $XDG_STATE_HOME/interlock-server"
@@ -322,8 +326,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     runtime.set_up_logs(getattr(given, "log_format", "text"))
     try:
-        if given.command == "broker-config":
-            return broker_command.run(given)
+        if given.command in COMMANDS:
+            return COMMANDS[given.command](given)
         settings = config.Settings(
             data=(given.data or config.default_data()).absolute(),
             listen=config.address(given.listen, "--listen"),

@@ -12,6 +12,7 @@ DOCUMENT_MAX_BYTES = (
 )  # a desired, permit, reported or event document; MQTT brokers commonly cap at 1 MiB or above
 VERDICT_MAX_BYTES = 768 * 1024  # a verdict travels inside one event; raw samples beyond it stay on the device
 METADATA_MAX_BYTES = 4 * MIB  # one TUF metadata file
+ROOT_MAX_BYTES = 512 * 1024  # of root metadata: keys and thresholds, and a certificate
 
 SEGMENT_BYTES = 4 * MIB  # cut length; large enough that a request costs little, small enough to be verified in memory
 SEGMENT_MAX_BYTES = 64 * MIB  # a manifest that declares longer ones is refused: a segment is held in memory once

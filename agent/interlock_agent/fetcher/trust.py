@@ -36,12 +36,11 @@ from interlock_shared.base import validate
 from interlock_shared.documents import DIRECTOR_SCHEMA, Director
 from interlock_shared.errors import InterlockError, Invalid, Later, NotFound, Unreachable, Untrusted
 from interlock_shared.floors import ROOT_DIGEST, TOP_ROLES, Floors, RoleKeys
-from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES
+from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES, ROOT_MAX_BYTES
 from interlock_shared.topics import DIRECTOR_TARGET, release_role, target_name
 
 ROTATIONS_MAX = 64  # of root, fetched in one walk; a device that slept longer goes on with the next
 ROLES_MAX = 32  # that are looked at for one target; ours are one below `targets`
-ROOT_MAX_BYTES = 512 * 1024  # keys and thresholds, and a certificate
 TIMESTAMP_MAX_BYTES = 16 * 1024  # names one file
 HISTORY = "root_history"  # every root from the embedded one on, as python-tuf keeps them
 RECOVERY = {"timestamp": ("timestamp",), "snapshot": ("snapshot", "timestamp"), "targets": ("targets", "snapshot")}

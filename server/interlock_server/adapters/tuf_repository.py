@@ -30,7 +30,7 @@ from interlock_shared import canonical, durable, topics
 from interlock_shared.base import validate
 from interlock_shared.documents import Director
 from interlock_shared.errors import Conflict, Invalid, NotFound, Untrusted
-from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES
+from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES, ROOT_MAX_BYTES
 
 TIMESTAMP_DAYS = 7  # how long a device believes that there is nothing newer
 SNAPSHOT_DAYS = 30
@@ -49,8 +49,9 @@ def _load(document: Mapping[str, Any], kind: type[Signed], what: str, now: datet
     """
     try:
         data = canonical.encode(document)
-        if len(data) > METADATA_MAX_BYTES:
-            raise Invalid(f"{what}: {len(data)} bytes, at most {METADATA_MAX_BYTES} are allowed", field=what)
+        limit = ROOT_MAX_BYTES if kind is Root else METADATA_MAX_BYTES
+        if len(data) > limit:
+            raise Invalid(f"{what}: {len(data)} bytes, at most {limit} are allowed", field=what)
         metadata = Metadata[Any].from_dict(deepcopy(dict(document)))
     except (KeyError, TypeError, ValueError, AttributeError) as bad:
         raise Invalid(f"{what}: not TUF metadata: {bad}", field=what, code="invalid_metadata") from None

@@ -29,6 +29,7 @@ from interlock_server.catalogue import Catalogue
 from interlock_server.core.mqtt_rules import SERVER
 from interlock_server.devices import Devices
 from interlock_server.engine import Engine
+from interlock_server.grants import Grants
 from interlock_server.http import app as api
 from interlock_server.http.connections import Connections
 from interlock_server.http.listening import Tls, listen, runner
@@ -128,22 +129,11 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         tls = await asyncio.to_thread(Tls, parts.authorities, await asyncio.to_thread(config.hosts, settings))
         identities = Identities(parts.database, parts.authorities, clock, timedelta(days=settings.certificate_days))
         identities.cutters.append(connections.cut)
-        broker_port = 0
-        if settings.broker is None:
-            embedded = EmbeddedBroker(identities.is_device, tls.context)
-            identities.cutters.append(embedded.cut)
-            with _binding("--broker-listen", settings.broker_listen):
-                host, broker_port = await embedded.start(*settings.broker_listen)
-            stack.push_async_callback(embedded.stop)
-            broker, address = f"mqtts://{config.show(host, broker_port)}", Address(_reachable(host), broker_port)
-            own = Address(*embedded.private, SERVER, embedded.password)
-        else:
-            own = address = Address.parse(settings.broker)
-            broker = address.public
+        intake = Intake(parts.database, clock)
+        broker, address, own = await _broker(settings, identities, intake, tls, stack)
         files = await _mosquitto(settings, address)
         identities.joined = files.joined if files else None
         link = Broker(own, "interlock-server", asyncio.sleep)
-        intake = Intake(parts.database, clock)
         wishes = Wishes(parts.database, parts.keys, clock, settings.start_spread_s, settings.sideload)
         engine = Engine(intake, wishes, link, parts.keys, asyncio.sleep)
         catalogue = Catalogue(
@@ -157,6 +147,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             devices=Devices(parts.database, clock),
             identities=identities,
             invitations=Invitations(parts.database, clock),
+            grants=Grants(parts.database),
             connections=connections,
             rollouts=Rollouts(parts.database, clock, engine.changed),
             sideloads=Sideloads(parts.database, clock, engine.changed),
@@ -168,7 +159,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             own=here,
             public_url=settings.public_url,
             broker_url=broker if settings.broker else None,
-            broker_port=broker_port,
+            broker_port=0 if settings.broker else address.port,
         )
         await publishing.recover()
         await intake.start()
@@ -178,6 +169,23 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         running = await _listen(settings, await runner(api.make(known), stack), tls, broker, token, parts.authorities)
         here.url = running.url
         yield running
+
+
+async def _broker(
+    settings: config.Settings, identities: Identities, intake: Intake, tls: Tls, stack: AsyncExitStack
+) -> tuple[str, Address, Address]:
+    """The broker's URL, its address, and where and as whom the server itself connects; the embedded one is started."""
+    if settings.broker is not None:
+        address = Address.parse(settings.broker)
+        return address.public, address, address
+    embedded = EmbeddedBroker(identities.is_device, tls.context)
+    identities.cutters.append(embedded.cut)
+    embedded.on_take_over = lambda seen: intake.addresses.update({seen.device: (seen.older, seen.newer)})
+    with _binding("--broker-listen", settings.broker_listen):
+        host, port = await embedded.start(*settings.broker_listen)
+    stack.push_async_callback(embedded.stop)
+    own = Address(*embedded.private, SERVER, embedded.password)
+    return f"mqtts://{config.show(host, port)}", Address(_reachable(host), port), own
 
 
 async def _listen(

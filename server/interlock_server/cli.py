@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from interlock_server import __version__
-from interlock_server.publisher.cli import bundle, devices, fleet, keyring, output, releases, root
+from interlock_server.publisher.cli import bundle, devices, fleet, joining, keyring, output, releases, root
 from interlock_server.publisher.settings import CA_ENV
 from interlock_shared.errors import InterlockError, Invalid, Later
 
@@ -33,6 +33,8 @@ app.command("publish")(keyring.publish)
 app.command("login")(keyring.login)
 app.add_typer(releases.app, name="release")
 app.add_typer(fleet.rollouts, name="rollout")
+for name, command in joining.COMMANDS.items():
+    devices.app.command(name)(command)
 app.add_typer(devices.app, name="device")
 app.command("events")(devices.events)
 

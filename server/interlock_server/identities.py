@@ -16,12 +16,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from interlock_server import clones
 from interlock_server.auditing import record
+from interlock_server.core import clones as clones_core
 from interlock_server.core.access import Actor, digest
 from interlock_server.core.moments import parse, stamp
 from interlock_server.invitations import open_invitation
 from interlock_server.ports import Authority, Clock, Joined, Row, Rows, Store
-from interlock_shared.errors import Conflict, Forbidden, NotFound
+from interlock_shared.errors import Busy, Conflict, Forbidden, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ Cut = Callable[[str], Awaitable[None]]
 
 WAITING, DONE, REFUSED = "waiting", "enrolled", "refused"
 REVOKED, REPLACED = "revoked", "replaced"  # why a certificate is no longer taken
+RENEWALS_A_DAY = 10  # a device that loses each answer tries again; one that never stops fills the table
 PASSWORD_BYTES = 32
 
 
@@ -198,6 +201,9 @@ class Identities:
         public = await asyncio.to_thread(self._authority.public_of, csr.encode())
         now = self._clock()
         async with self._store.writing() as rows:
+            recent = stamp(now - timedelta(days=1))
+            if len(await rows.list("certificates", device=device, issued_at=(">", recent))) > RENEWALS_A_DAY:
+                raise Busy(f"{device} has renewed {RENEWALS_A_DAY} times within a day", code="too_many_renewals")
             pem = await self._issue(rows, device, csr, public, now)
             await record(
                 rows, stamp(now), Actor(device, "device", address), "device.renew", device, keyid=public["keyid"]
@@ -232,7 +238,8 @@ class Identities:
     async def authenticate(self, device: str, serial: str) -> None:
         """Whether this is one of the device's certificates. Raises Forbidden (`unauthenticated`, `device_revoked`)."""
         async with self._store.reading() as rows:
-            row = await rows.find("certificates", serial=serial, device=device)
+            held = await rows.list("certificates", device=device)
+        row = next((one for one in held if one["serial"] == serial), None)
         if row is None:
             raise Forbidden("this server has not issued this certificate", code="unauthenticated")
         if row["revoked_at"] is not None:
@@ -240,6 +247,16 @@ class Identities:
             raise Forbidden(f"the certificate of {device} {words}; enrol again", code="device_revoked")
         if row["first_used_at"] is None:
             await self._first_use(row)
+        long_ago = stamp(self._clock() - timedelta(hours=clones_core.SUPERSEDED_HOURS))
+        following = [one["first_used_at"] for one in held if one["issued_at"] > row["issued_at"]]
+        if any(at is not None and at < long_ago for at in following):
+            await self._used_twice(device)
+
+    async def _used_twice(self, device: str) -> None:
+        async with self._store.writing() as rows:
+            row = await rows.find("devices", id=device)
+            if row is not None:
+                await clones.mark(rows, row, clones_core.FORMER_CERTIFICATE, stamp(self._clock()))
 
     async def _first_use(self, row: Row) -> None:
         """From now on verdicts come with this key; those of the former ones still hold."""

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from interlock_server import sideloads
+from interlock_server import clones, sideloads
+from interlock_server.core import clones as core
 from interlock_server.core import events
 from interlock_server.core.moments import stamp
 from interlock_server.identities import keys_of
@@ -55,6 +56,7 @@ class Intake:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
         self._complained: set[str] = set()
+        self.addresses: dict[str, tuple[str, str]] = {}  # of devices whose connection was taken over by another
         self.figures = {"stored": 0, "duplicates": 0, "refused": 0}
 
     async def start(self) -> None:
@@ -115,10 +117,18 @@ class Intake:
             if event.kind == "verdict":
                 await self._verdict(rows, row, event, at)
             await rows.change("devices", {"id": device}, last_seen=at)
+        else:
+            await self._same(rows, row, event, document, at)
         upto = epoch["upto"]
         if event.number == upto + 1:
             upto = await self._advance(rows, device, event.epoch, upto)
         result.acks[device, event.epoch] = upto
+
+    async def _same(self, rows: Rows, row: Row, event: Event, document: Row, at: str) -> None:
+        """An event that came before says the same as it did: a device sends it again as it is in its outbox."""
+        before = await rows.find("events", device=row["id"], epoch=event.epoch, number=event.number)
+        if before is not None and before["document"] != document:
+            await clones.mark(rows, row, core.NUMBER_REUSED, at, self.addresses.get(row["id"], ()))
 
     @staticmethod
     async def _epoch(rows: Rows, device: str, epoch: str) -> Row:
@@ -141,6 +151,11 @@ class Intake:
 
     async def _reported(self, rows: Rows, row: Row, reported: Reported, at: str, result: Result) -> None:
         device = row["id"]
+        instances, came_back = core.heard(row["instances"], reported.instance)
+        if instances != row["instances"]:
+            await rows.change("devices", {"id": device}, instances=instances)
+        if came_back:
+            await clones.mark(rows, row, core.CAME_BACK, at, self.addresses.get(device, ()))
         if not events.newer_report(row["reported"], reported):
             return
         document = reported.model_dump(mode="json", by_alias=True)

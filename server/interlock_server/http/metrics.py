@@ -24,6 +24,10 @@ async def metrics(request: web.Request) -> web.Response:
     online = sum(bool(one["online"]) for one in found)
     devices.labels("true").set(online)
     devices.labels("false").set(len(found) - online)
+    cloned = Gauge("interlock_devices_cloned", "Devices whose identity is in use twice.", registry=registry)
+    cloned.set(sum(one["clone"] is not None for one in found))
+    waiting = Gauge("interlock_devices_waiting", "Devices that wait for approval.", registry=registry)
+    waiting.set(len(await known.identities.waiting()))
     units = Gauge("interlock_assignments", "Assignments by state.", ["state"], registry=registry)
     for state, number in (await known.rollouts.counts()).items():
         units.labels(state).set(number)

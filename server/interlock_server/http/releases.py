@@ -72,6 +72,8 @@ async def get(request: web.Request) -> web.Response:
 
 async def manifest(request: web.Request) -> web.Response:
     """A release's manifest, its canonical bytes"""
+    if actor(request).role == "device":
+        await services(request).grants.release(actor(request).name, *_named(request))
     data = await services(request).catalogue.manifest(*_named(request))
     return web.Response(body=data, content_type="application/json")
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from interlock_server.catalogue import Catalogue
 from interlock_server.core.access import Actor
 from interlock_server.devices import Devices
+from interlock_server.grants import Grants
 from interlock_server.http.connections import Connections
 from interlock_server.identities import Identities
 from interlock_server.invitations import Invitations
@@ -47,6 +48,7 @@ class Services:
     devices: Devices
     identities: Identities
     invitations: Invitations
+    grants: Grants
     connections: Connections
     rollouts: Rollouts
     sideloads: Sideloads

@@ -137,9 +137,11 @@ class KeyFolder:
         place = signers.Place(self.path, self.secrets)
         return [signers.load(one.uri, one.key, place) for one in wanted.values()]
 
-    def signer(self, role: str) -> Signer:
-        """The newest signer of a role. Raises NotFound (`no_key`), and what `signers.load` does."""
-        found = [one for one in self.held() if one.role == role]
+    def signer(self, role: str, counting: Collection[str] = ()) -> Signer:
+        """The newest signer of a role, rather one whose key id is among `counting`: a key that was made for a rotation
+        counts only later. Raises NotFound (`no_key`), and what `signers.load` does.
+        """
+        found = sorted((one for one in self.held() if one.role == role), key=lambda one: one.keyid in counting)
         if not found:
             raise NotFound(
                 f"there is no key for {role} in {self.path}; `interlock keys generate {role}` makes one",

@@ -60,6 +60,13 @@ class Chain:
     targets: dict[str, TargetFile]
     root: bytes = b""  # the newest one that vouches
 
+    def may_sign(self, role: str) -> frozenset[str]:
+        """The key ids that count for a role that targets delegates to."""
+        data = next(data for name, data in self.files.items() if name.endswith(".targets.json"))
+        delegations = Metadata[Any].from_bytes(data).signed.delegations
+        known = (delegations.roles or {}).get(role) if delegations else None
+        return frozenset(known.keyids) if known else frozenset()
+
     def matches(self, name: str, data: bytes) -> bool:
         """Whether `data` is exactly the target of that name."""
         target = self.targets.get(name)

@@ -92,9 +92,11 @@ async def publish(
 
     Raises Untrusted, Conflict (`release_exists`, `release_pending`, …), NotFound.
     """
-    # Before gigabytes travel: is there a key at all?
-    signer = await asyncio.to_thread(folder.signer, topics.release_role(parcel.manifest.model))
-    role = await _current(api, folder, parcel)
+    # Before gigabytes travel: is there a key at all, and can it be opened?
+    name = topics.release_role(parcel.manifest.model)
+    await asyncio.to_thread(folder.signer, name)
+    role, counting = await _current(api, folder, parcel)
+    signer = await asyncio.to_thread(folder.signer, name, counting)
     await upload(api, parcel, progress)
     if await signing.asked(api, parcel.manifest.model, parcel.manifest.version) is not None:
         return await _join(api, folder, parcel, now)
@@ -103,7 +105,7 @@ async def publish(
     except Conflict as bad:
         if bad.code != "stale_metadata":
             raise
-    return await _post(api, signer, parcel, await _current(api, folder, parcel), now)
+    return await _post(api, signer, parcel, (await _current(api, folder, parcel))[0], now)
 
 
 async def _join(api: Api, folder: KeyFolder, parcel: Parcel, now: datetime) -> dict[str, Any]:
@@ -120,8 +122,11 @@ async def _join(api: Api, folder: KeyFolder, parcel: Parcel, now: datetime) -> d
     return await signing.sign(api, what, await signing.own_signer(folder, what))
 
 
-async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> Metadata[Any]:
-    """The release role's verified metadata. Raises Conflict (`release_exists`, `release_revoked`)."""
+async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> tuple[Metadata[Any], frozenset[str]]:
+    """The release role's verified metadata, and the keys that count for it.
+
+    Raises Conflict (`release_exists`, `release_revoked`).
+    """
     model, version = parcel.manifest.model, parcel.manifest.version
     name = topics.target_name(model, version)
     chain = await signing.chain_of(api, folder, model, name)
@@ -139,7 +144,7 @@ async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> Metadata[Any]
             code="release_exists",
             same=same,
         )
-    return chain.role
+    return chain.role, chain.may_sign(topics.release_role(model))
 
 
 async def _post(api: Api, signer: Signer, parcel: Parcel, role: Metadata[Any], now: datetime) -> dict[str, Any]:

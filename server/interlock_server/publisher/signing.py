@@ -169,7 +169,7 @@ async def _manifest(api: Api, chain: Chain, model: str, version: str) -> bytes:
 
 async def own_signer(folder: KeyFolder, what: Pending) -> Signer:
     """The key of this folder. Raises NotFound (`no_key`), Forbidden (`foreign_key`), Conflict (`signed_already`)."""
-    signer = await asyncio.to_thread(folder.signer, topics.release_role(what.model))
+    signer = await asyncio.to_thread(folder.signer, topics.release_role(what.model), what.may_sign)
     keyid = signer.public_key.keyid
     if keyid not in what.may_sign:
         raise Forbidden(f"the key {keyid[:12]}… may not sign for {what.model}", code="foreign_key")

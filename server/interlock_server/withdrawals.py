@@ -50,9 +50,10 @@ async def move(rows: Rows, devices: Iterable[str], at: str, by: str = "server") 
         units = ((row or {}).get("reported") or {}).get("units", {})
         for one in withdrawn:
             unit = units.get(one["model"]) or {}
-            if unit.get("confirmed") != one["version"]:
-                continue
             wishes = await rows.list("assignments", order="number", newest=True, device=device, unit=one["model"])
+            last = next((wish["version"] for wish in wishes if wish["state"] == "confirmed"), None)
+            if one["version"] not in (unit.get("confirmed"), last):
+                continue
             if any(not wish["cancelled"] and wish["number"] > one["ended_number"] for wish in wishes):
                 continue
             good = await _before(rows, one, wishes, unit)

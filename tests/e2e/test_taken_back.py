@@ -53,7 +53,7 @@ def revoke(made: World, version: str, reason: str) -> None:
     """By the release role."""
 
     async def work() -> None:
-        async with Api(made.url, made.token) as api:
+        async with Api(made.url, made.token, made.ca) as api:
             folder = KeyFolder(made.keys)
             await signing.revoke(api, folder, MODEL, version, reason, datetime.now(UTC), lambda _: None)
 

@@ -49,12 +49,13 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) 
         assert running.token
         monkeypatch.setenv("INTERLOCK_SERVER", running.url)
         monkeypatch.setenv("INTERLOCK_TOKEN", running.token)
+        monkeypatch.setenv("INTERLOCK_CA", str(tmp_path / "server" / "tls_ca.crt"))
         yield running
 
 
 @pytest.fixture
 async def signers(server: Running, tmp_path: Path) -> Signers:
-    async with Api(server.url, server.token) as api:
+    async with Api(server.url, server.token, server.tls_ca) as api:
         online = await api.get(topics.ONLINE_KEYS)
         made, upload = await asyncio.to_thread(two_signers, tmp_path, online, "detector", keys.utc_now())
         await api.post(topics.TRUST, upload)
@@ -63,7 +64,7 @@ async def signers(server: Running, tmp_path: Path) -> Signers:
 
 async def named(server: Running, name: str, role: str = "publisher") -> str:
     """A token of somebody's own."""
-    async with Api(server.url, server.token) as api:
+    async with Api(server.url, server.token, server.tls_ca) as api:
         return str((await api.post(topics.API_TOKENS, {"name": name, "role": role}))["token"])
 
 
@@ -109,7 +110,7 @@ async def test_a_release_waits_for_its_second_signer(
 
 
 async def audit(server: Running) -> list[dict[str, Any]]:
-    async with Api(server.url, server.token) as api:
+    async with Api(server.url, server.token, server.tls_ca) as api:
         return list((await api.get(topics.AUDIT))["audit"])
 
 
@@ -172,7 +173,7 @@ async def test_a_revocation_needs_as_many_and_is_for_ever(
     for words in refused:
         assert "error[release_revoked]" in await shell(*words, code=1)
     assert "error[no_release]" in await shell("release", "revoke", *name, *why, *first, "--yes", code=1)
-    async with Api(server.url, server.token) as api:  # the signed metadata says it, and forgets it never
+    async with Api(server.url, server.token, server.tls_ca) as api:  # the signed metadata says it, and forgets it never
         chain = await signing.chain_of(api, signers.first, "detector", topics.target_name(*name))
         assert not chain.targets.get(topics.target_name(*name))
         assert chain.role.signed.to_dict()["x-interlock"]["revoked"]["1.4.0"]["reason"] == why[1]
@@ -208,7 +209,7 @@ async def test_the_second_signer_is_not_shown_something_else(
     server: Running, signers: Signers, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = keys.utc_now()
-    async with Api(server.url, server.token) as api:
+    async with Api(server.url, server.token, server.tls_ca) as api:
         parcel = await asyncio.to_thread(parcels.of_folder, folder)
         await release.publish(api, signers.first, parcel, now)
         true = await api.get("/v1/releases/detector/1.4.0/proposal")
@@ -248,7 +249,7 @@ async def test_the_second_signer_is_not_shown_something_else(
 
 async def test_the_server_takes_true_signatures_alone(server: Running, signers: Signers, folder: Path) -> None:
     now = keys.utc_now()
-    async with Api(server.url, server.token) as api:
+    async with Api(server.url, server.token, server.tls_ca) as api:
         parcel = await asyncio.to_thread(parcels.of_folder, folder)
         await release.publish(api, signers.first, parcel, now)
         what = await signing.pending(api, signers.second, "detector", "1.4.0", now)
@@ -266,7 +267,7 @@ async def test_the_server_takes_true_signatures_alone(server: Running, signers: 
             await api.post(route.replace("1.4.0", "1.4.1"), {"metadata": true})
         assert (await api.post(route, {"metadata": true}))["state"] == "awaiting"  # twice the same is once
         viewer = await named(server, "eve", "operator")
-    async with Api(server.url, viewer) as api:
+    async with Api(server.url, viewer, server.tls_ca) as api:
         for ask in (api.post(route, {"metadata": true}), api.delete("/v1/releases/detector/1.4.0/proposal")):
             with pytest.raises(Forbidden):
                 await ask

@@ -129,7 +129,6 @@ class Agent:
         self.broker = Broker(
             str(facts["broker"]),
             self.identity.device,
-            str(facts.get("broker_password") or ""),
             self.clock,
             tls=self.identity.tls,
             keepalive_s=self.config.link.keepalive_s,

@@ -23,7 +23,7 @@ from interlock_server.adapters.database import Database
 from interlock_server.adapters.device_ca import DeviceCA
 from interlock_server.adapters.embedded_broker import EmbeddedBroker
 from interlock_server.adapters.keys import OnlineKeys
-from interlock_server.adapters.mosquitto import Mosquitto
+from interlock_server.adapters.mosquitto import Mosquitto, Place
 from interlock_server.adapters.tuf_repository import TufRepository
 from interlock_server.catalogue import Catalogue
 from interlock_server.core.mqtt_rules import SERVER
@@ -131,9 +131,8 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         identities.cutters.append(connections.cut)
         intake = Intake(parts.database, clock)
         broker, address, own = await _broker(settings, identities, intake, tls, stack)
-        files = await _mosquitto(settings, address)
-        identities.joined = files.joined if files else None
-        link = Broker(own, "interlock-server", asyncio.sleep)
+        mosquitto = await _mosquitto(settings, address, parts.authorities, identities)
+        link = Broker(own, "interlock-server", asyncio.sleep, parts.authorities.client_context)
         wishes = Wishes(parts.database, parts.keys, clock, settings.start_spread_s, settings.sideload)
         engine = Engine(intake, wishes, link, parts.keys, asyncio.sleep)
         catalogue = Catalogue(
@@ -164,7 +163,8 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         await publishing.recover()
         await intake.start()
         token = await _first_token(tokens, settings)
-        for work in (engine.run(catalogue), link.run(engine.received, engine.connected), tls.keep(asyncio.sleep)):
+        works = [engine.run(catalogue), link.run(engine.received, engine.connected), tls.keep(asyncio.sleep)]
+        for work in (*works, *([mosquitto.run()] if mosquitto else [])):
             await stack.enter_async_context(_background(work))
         running = await _listen(settings, await runner(api.make(known), stack), tls, broker, token, parts.authorities)
         here.url = running.url
@@ -204,12 +204,16 @@ async def _listen(
     return running
 
 
-async def _mosquitto(settings: config.Settings, address: Address) -> Mosquitto | None:
+async def _mosquitto(
+    settings: config.Settings, address: Address, authorities: DeviceCA, identities: Identities
+) -> Mosquitto | None:
     if settings.mosquitto is None:
         return None
-    files = Mosquitto(settings.mosquitto.passwords, settings.mosquitto.acl, settings.mosquitto.pid)
-    await files.start(address.username, address.password)
-    return files
+    place = Place(address.host, address.port, settings.mosquitto.crl, settings.mosquitto.pid)
+    mosquitto = Mosquitto(place, authorities, identities.revoked)
+    await mosquitto.start()
+    identities.cutters.append(mosquitto.cut)
+    return mosquitto
 
 
 def _reachable(host: str) -> str:
@@ -302,16 +306,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--plain-listen", metavar="HOST:PORT", help="API for people without TLS too, for a proxy on this machine")
     days = str(config.CERTIFICATE_DAYS)
     add("--certificate-days", default=days, metavar="DAYS", help="life of a device's certificate (default %(default)s)")
-    add("--broker", metavar="URL", help="an external broker, mqtt://[user:password@]host:port, instead of the embedded")
+    add("--broker", metavar="URL", help="an external broker, mqtts://host:port, instead of the embedded")
     add(
         "--broker-listen",
         default="127.0.0.1:1883",
         metavar="HOST:PORT",
         help="embedded broker (default %(default)s; port 0: a free one)",
     )
-    add("--mosquitto-passwd", type=Path, metavar="FILE", help="an external Mosquitto's password file, kept from here")
-    add("--mosquitto-acl", type=Path, metavar="FILE", help="its access list, written from here")
-    add("--mosquitto-pid", type=Path, metavar="FILE", help="its pid file: it is told (SIGHUP) when the files changed")
+    add("--mosquitto-crl", type=Path, metavar="FILE", help="an external Mosquitto's revocation list, kept from here")
+    add("--mosquitto-pid", type=Path, metavar="FILE", help="its pid file: it is told (SIGHUP) when the list changed")
     add("--sideload", default="", metavar="POLICY", help="of files on devices: forbid, once (the default), pin")
     add("--start-spread", default="0", metavar="SECONDS", help="devices begin a rollout spread over this time")
     add("--public-url", metavar="URL", help="how devices and people reach the API, where that is not --listen")
@@ -347,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
             start_spread_s=config.spread(given.start_spread),
             plain_listen=config.address(given.plain_listen, "--plain-listen") if given.plain_listen else None,
             certificate_days=config.days(given.certificate_days),
-            mosquitto=config.mosquitto(given.mosquitto_passwd, given.mosquitto_acl, given.mosquitto_pid, given.broker),
+            mosquitto=config.mosquitto(given.mosquitto_crl, given.mosquitto_pid, given.broker),
         )
         if given.broker:
             Address.parse(given.broker)

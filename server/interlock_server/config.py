@@ -24,10 +24,9 @@ SPREAD_MAX_S = 86_400.0  # as the desired document has it
 
 @dataclass(frozen=True)
 class Mosquitto:
-    """Files of an external Mosquitto that this server keeps: who may connect, and what they may see."""
+    """Files of an external Mosquitto: the list of revoked certificates, which this server keeps, and its pid."""
 
-    passwords: Path
-    acl: Path
+    crl: Path
     pid: Path | None = None
 
 
@@ -71,15 +70,15 @@ def spread(text: str) -> float:
     return seconds
 
 
-def mosquitto(passwords: Path | None, acl: Path | None, pid: Path | None, broker: str | None) -> Mosquitto | None:
-    """The three options go together, and with an external broker. Raises Invalid."""
-    if passwords is None and acl is None and pid is None:
+def mosquitto(crl: Path | None, pid: Path | None, broker: str | None) -> Mosquitto | None:
+    """The two options go together, and with an external broker. Raises Invalid."""
+    if crl is None and pid is None:
         return None
-    if passwords is None or acl is None:
-        raise Invalid("--mosquitto-passwd and --mosquitto-acl go together", field="--mosquitto-passwd")
+    if crl is None:
+        raise Invalid("--mosquitto-pid goes with --mosquitto-crl", field="--mosquitto-crl")
     if broker is None:
-        raise Invalid("--mosquitto-passwd is for an external broker: --broker", field="--broker")
-    return Mosquitto(passwords.absolute(), acl.absolute(), pid.absolute() if pid else None)
+        raise Invalid("--mosquitto-crl is for an external broker: --broker", field="--broker")
+    return Mosquitto(crl.absolute(), pid.absolute() if pid else None)
 
 
 def device_id(text: str, option: str) -> str:

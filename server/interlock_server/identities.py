@@ -22,7 +22,7 @@ from interlock_server.core import clones as clones_core
 from interlock_server.core.access import Actor, digest
 from interlock_server.core.moments import parse, stamp
 from interlock_server.invitations import open_invitation
-from interlock_server.ports import Authority, Clock, Joined, Row, Rows, Store
+from interlock_server.ports import Authority, Clock, Row, Rows, Store
 from interlock_shared.errors import Busy, Conflict, Forbidden, NotFound
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ Cut = Callable[[str], Awaitable[None]]
 WAITING, DONE, REFUSED = "waiting", "enrolled", "refused"
 REVOKED, REPLACED = "revoked", "replaced"  # why a certificate is no longer taken
 RENEWALS_A_DAY = 10  # a device that loses each answer tries again; one that never stops fills the table
-PASSWORD_BYTES = 32
 
 
 class Identities:
@@ -40,7 +39,6 @@ class Identities:
 
     def __init__(self, store: Store, authority: Authority, clock: Clock, lifetime: timedelta) -> None:
         self._store, self._authority, self._clock, self._lifetime = store, authority, clock, lifetime
-        self.joined: Joined | None = None
         self.cutters: list[Cut] = []
 
     # --- joining ---------------------------------------------------------------------------------------------------
@@ -60,13 +58,13 @@ class Identities:
             if known is None:
                 device = invitation["device"] or name or f"device-{secrets.token_hex(4)}"
                 known = await self._asked(rows, invitation, device, csr, public, agent, address, now)
-            password = None
+            replaced = False
             if known["state"] == DONE and known["certificate"] is None:
-                known, password = await self._admit(rows, known, invitation, now)
+                known, replaced = await self._admit(rows, known, invitation, now)
             if known["state"] == REFUSED:
                 raise Forbidden("a person has refused this device", code="enrolment_refused")
             await self._still_its_own(rows, known)
-        if password is not None:
+        if replaced:
             await self._cut(known["device"])  # whoever had this name before
         return {
             "status": known["state"],
@@ -74,7 +72,6 @@ class Identities:
             "certificate": known["certificate"],
             "labels": invitation["labels"],
             "keyid": known["keyid"],
-            "password": password,
         }
 
     async def _asked(
@@ -113,10 +110,11 @@ class Identities:
         await record(rows, at, actor, "device.ask" if fleet else "device.enrol", device, keyid=public["keyid"])
         return asked
 
-    async def _admit(self, rows: Rows, asked: Row, invitation: Row, now: datetime) -> tuple[Row, str]:
-        """Issue the certificate; the device's row is this identity's from now on."""
-        device, at, password = asked["device"], stamp(now), secrets.token_urlsafe(PASSWORD_BYTES)
-        await rows.change("certificates", {"device": device, "revoked_at": None}, revoked_at=at, reason=REPLACED)
+    async def _admit(self, rows: Rows, asked: Row, invitation: Row, now: datetime) -> tuple[Row, bool]:
+        """Issue the certificate; the device's row is this identity's from now on. And whether there was one before."""
+        device, at = asked["device"], stamp(now)
+        former = {"device": device, "revoked_at": None}
+        replaced = await rows.change("certificates", former, revoked_at=at, reason=REPLACED) > 0
         pem = await self._issue(rows, device, asked["csr"], {"keyid": asked["keyid"], "key": asked["key"]}, now)
         identity = {
             "labels": invitation["labels"],
@@ -134,9 +132,7 @@ class Identities:
             await rows.change("devices", {"id": device}, **identity)
         where = {"token": asked["token"], "keyid": asked["keyid"]}
         await rows.change("enrolments", where, certificate=pem)
-        if self.joined is not None:  # a broker that was not told is an enrolment that did not happen
-            await self.joined(device, password)
-        return {**asked, "certificate": pem}, password
+        return {**asked, "certificate": pem}, replaced
 
     async def _issue(self, rows: Rows, device: str, csr: str, public: Mapping[str, Any], now: datetime) -> str:
         issued = await asyncio.to_thread(self._authority.issue, csr.encode(), device, now, self._lifetime)

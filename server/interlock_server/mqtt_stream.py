@@ -16,10 +16,10 @@ PIECE_BYTES = 64 * 1024  # read at once, so that a slow link that still moves is
 
 def certificate(writer: asyncio.StreamWriter) -> tuple[str, str, float]:
     """(common name, serial, end of its life as seconds since 1970) of the peer. Raises Invalid."""
-    found: Any = writer.get_extra_info("ssl_object").getpeercert()
+    found: Any = writer.get_extra_info("ssl_object").getpeercert() or {}  # empty where none was shown
     names = [value for part in found.get("subject", ()) for key, value in part if key == "commonName"]
     if len(names) != 1:
-        raise Invalid("the certificate has not exactly one common name")
+        raise Invalid("shows no certificate with exactly one common name")
     return names[0], format(int(found["serialNumber"], 16), "x"), float(ssl.cert_time_to_seconds(found["notAfter"]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,7 +14,6 @@ from interlock_shared.base import Signed
 
 Row = dict[str, Any]
 Clock = Callable[[], datetime]
-Joined = Callable[[str, str], Awaitable[None]]  # tells a broker of a device and its password
 Changed = Callable[[Iterable[str]], None]  # ids of devices whose desired document may be another one now
 
 

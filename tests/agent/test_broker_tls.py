@@ -57,7 +57,7 @@ class Rig:
         """The agent's side."""
         clock = Clock()
         url = f"mqtts://localhost:{port}"
-        return Broker(url, "edge-1", "", clock, tls=self.context), clock  # type: ignore[arg-type]
+        return Broker(url, "edge-1", clock, tls=self.context), clock  # type: ignore[arg-type]
 
     @contextlib.asynccontextmanager
     async def broker(self, host: str = "localhost") -> AsyncIterator[int]:
@@ -154,4 +154,4 @@ async def test_without_readable_files_it_says_so_and_tries_again(rig: Rig) -> No
 
 def test_mqtts_without_a_certificate_is_refused() -> None:
     with pytest.raises(Invalid):
-        Broker("mqtts://localhost", "edge-1", "", None)  # type: ignore[arg-type]
+        Broker("mqtts://localhost", "edge-1", None)  # type: ignore[arg-type]

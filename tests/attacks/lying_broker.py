@@ -27,7 +27,7 @@ async def _anybody(device: str, serial: str) -> bool:
 class LyingBroker:
     """`say` to a device; `heard`: (topic, payload) of all that devices have said."""
 
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, tls: ssl.SSLContext) -> None:
         self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)

@@ -23,7 +23,7 @@ import pytest
 
 from interlock_server.__main__ import main
 from interlock_server.adapters.device_ca import DeviceCA
-from interlock_server.adapters.mosquitto_crl import Mosquitto, Place
+from interlock_server.adapters.mosquitto import Mosquitto, Place
 from interlock_server.core import broker_config
 from interlock_shared import topics
 from interlock_shared.errors import Unreachable
@@ -247,7 +247,7 @@ async def test_a_revoked_device_is_out_within_ten_seconds_and_stays_out(
     assert mosquitto.uncertain == set()
     # A broker that is not told: the cut is not believed, but shown.
     deaf = keeper(outside, revoked, None)
-    monkeypatch.setattr("interlock_server.adapters.mosquitto_crl.CUT_S", 1.0)
+    monkeypatch.setattr("interlock_server.adapters.mosquitto.CUT_S", 1.0)
     revoked[outside.cards["edge-1"].serial] = datetime.now(UTC)
     with pytest.raises(Unreachable, match="may still serve edge-1"):
         await deaf.cut("edge-1")

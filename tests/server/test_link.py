@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from interlock_server.adapters.device_ca import DeviceCA
 from interlock_server.adapters.embedded_broker import EmbeddedBroker
+from interlock_server.mqtt_stream import tls_context
 from interlock_shared import canonical, plot, topics, trust
 from interlock_shared.documents import Distributions, Sketch, Verdict
 from tests.server.fleet_fixture import Device, Fleet, Json, opened, running
@@ -319,34 +322,39 @@ async def test_restarts_in_any_order_converge_and_lose_no_event(tmp_path: Path, 
 
 async def test_a_broker_that_restarts_gets_everything_again(tmp_path: Path, free_port: Any) -> None:
     """A broker outside that forgot what was retained, while the server goes on: both reconnect and converge."""
-    port, password = free_port(), "the-servers"
-    devices: dict[str, str] = {}
+    port = free_port()
 
-    async def knows(name: str, word: str) -> bool:
-        return bool(devices.get(name) == word) or (name, word) == ("@server", password)
+    def context() -> ssl.SSLContext:
+        ca = DeviceCA.open(tmp_path / "server" / "keys")
+        (tmp_path / "broker.pem").write_bytes(ca.broker_pem(["localhost"]))
+        return tls_context(tmp_path / "broker.pem", tmp_path / "broker.pem", ca.device_ca)
+
+    tls = await asyncio.to_thread(context)
+
+    async def knows(name: str, serial: str) -> bool:
+        return bool(name and serial)  # an outside broker: whoever has a certificate
 
     async def broker() -> EmbeddedBroker:
-        one = EmbeddedBroker(knows, None)
-        await one.start("127.0.0.1", port)
+        one = EmbeddedBroker(knows, tls)
+        await one.start("localhost", port)
         return one
 
     outside = await broker()
-    url = f"mqtt://%40server:{password}@127.0.0.1:{port}"
+    url = f"mqtts://localhost:{port}"
     async with running(tmp_path / "server", broker=url) as fleet:
-        assert (await fleet.admin.get(topics.STATUS))["broker"] == f"mqtt://127.0.0.1:{port}"
+        assert (await fleet.admin.get(topics.STATUS))["broker"] == url
         await fleet.publish("1.0.0")
         device = await fleet.enrol("edge-1")
         assert device.port == port
-        devices[device.id], plain = "secret", {"username": device.id, "password": "secret", "tls_context": None}
         await fleet.admin.post(topics.ROLLOUTS, {"model": "detector", "version": "1.0.0", "to": {"all": True}})
-        async with device.online(**plain) as link:
+        async with device.online() as link:
             await link.until(lambda one: bool(one.desired))
             before = link.desired[0]
         await outside.stop()
         status, _ = await fleet.admin.ask("GET", topics.STATUS)
         assert status == 200  # the API does not care
         outside = await broker()
-        async with device.online(**plain) as link:
+        async with device.online() as link:
             await link.until(lambda one: bool(one.desired))
             assert link.desired[0] == before
             await link.send("event", device.event("accepted"))

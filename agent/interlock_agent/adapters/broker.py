@@ -39,7 +39,6 @@ class Broker:
         self,
         url: str,
         device: str,
-        password: str,
         clock: Clock,
         *,
         tls: Callable[[], ssl.SSLContext] | None = None,
@@ -54,7 +53,7 @@ class Broker:
         if parts.scheme == "mqtts" and tls is None:
             raise Invalid(f"{url} needs a certificate, and this device has none", field="broker")
         self._tls = tls if parts.scheme == "mqtts" else None
-        self._device, self._password, self._clock = device, password, clock
+        self._device, self._clock = device, clock
         self._keepalive_s, self._cap_s = keepalive_s, cap_s
         self._client: aiomqtt.Client | None = None
         self.failures = 0
@@ -89,7 +88,6 @@ class Broker:
             self._port,
             identifier=f"interlock-{self._device}",
             username=self._device,
-            password=self._password or None,
             protocol=aiomqtt.ProtocolVersion.V311,
             clean_session=False,
             keepalive=self._keepalive_s,

@@ -12,7 +12,7 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import aiomqtt
 
@@ -28,33 +28,30 @@ PUBLISH_S = 5.0  # an unanswered publish: the connection is dead, and aiomqtt do
 
 @dataclass(frozen=True)
 class Address:
-    """A broker's `mqtts://host[:port]`, or `mqtt://user:password@host[:port]` without TLS."""
+    """A broker's `mqtts://host[:port]`. One with a user name is the embedded one's private door, without TLS."""
 
     host: str
     port: int
     username: str | None = None
     password: str | None = None
-    secure: bool = False
 
     @classmethod
     def parse(cls, url: str) -> Address:
         """Raises Invalid."""
         parts = urlsplit(url)
         try:
-            port = (8883 if parts.scheme == "mqtts" else 1883) if parts.port is None else parts.port
+            port = 8883 if parts.port is None else parts.port
         except ValueError:
             port = 0
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not port or parts.path.strip("/"):
-            raise Invalid(f"broker: {url!r} is not mqtts://host[:port]", field="broker")
-        name = None if parts.username is None else unquote(parts.username)
-        word = None if parts.password is None else unquote(parts.password)
-        return cls(parts.hostname, port, name, word, parts.scheme == "mqtts")
+        if parts.scheme != "mqtts" or not parts.hostname or not port or parts.path.strip("/") or "@" in parts.netloc:
+            raise Invalid(f"broker: {url!r} is not mqtts://host[:port], without user and password", field="broker")
+        return cls(parts.hostname, port)
 
     @property
     def public(self) -> str:
-        """The URL without credentials."""
+        """The URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"mqtt{'s' if self.secure else ''}://{host}:{self.port}"
+        return f"mqtts://{host}:{self.port}"
 
 
 class Broker:
@@ -86,7 +83,7 @@ class Broker:
         attempt = 0
         while True:
             try:
-                context = await asyncio.to_thread(self._tls) if self._tls and self._address.secure else None
+                context = await asyncio.to_thread(self._tls) if self._tls and not self._address.username else None
                 async with self._connection(context) as client:
                     for kind in topics.DEVICE_MAY_PUBLISH:
                         await client.subscribe(topics.any_device(kind), qos=1)

@@ -12,6 +12,7 @@ Rules of the file:
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -180,6 +181,12 @@ class DeviceCA:
     def client_files(self) -> tuple[Path, Path]:
         """(certificate with chain, key) of this server as the client `@server` of an external broker."""
         return self._kept(SERVER_CLIENT, (), [])
+
+    def client_context(self) -> ssl.SSLContext:
+        """TLS of this server as the client of an external broker, which the TLS authority has certified."""
+        context = ssl.create_default_context(cadata=self.tls_ca.decode())
+        context.load_cert_chain(*self.client_files())
+        return context
 
     def crl(self, revoked: Mapping[str, datetime], now: datetime) -> bytes:
         """PEM of the device authority's revocation list. `revoked`: serial → since when."""

@@ -88,7 +88,7 @@ class _Client:
 class EmbeddedBroker:
     """`start`, `stop`. `figures`: refused, throttled, slow, taken_over since the start."""
 
-    def __init__(self, knows: Knows, tls: ssl.SSLContext | None, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, knows: Knows, tls: ssl.SSLContext, now: Callable[[], float] = time.time) -> None:
         self._knows, self._tls, self._now = knows, tls, now
         self.password = secrets.token_urlsafe(32)  # of SERVER, at the private door
         self.private = ("", 0)
@@ -206,8 +206,6 @@ class EmbeddedBroker:
                 name, serial = connect.username or "", connect.password or ""
                 if name != SERVER:
                     raise RefusedConnection(mqtt.BAD_CREDENTIALS, "has no business at this door")
-            elif tls is None:
-                name, serial = connect.username or "", connect.password or ""
             if connect.username not in (None, "", name):  # 2
                 raise RefusedConnection(mqtt.NOT_AUTHORISED, f"({name}) says that it is {connect.username!r}")
             if connect.will and not mqtt_rules.may_will(name, connect.will.topic):  # 3
@@ -240,7 +238,7 @@ class EmbeddedBroker:
     async def _is_known(self, name: str, serial: str, *, private: bool) -> bool:
         if private:
             return secrets.compare_digest(serial.encode(), self.password.encode())
-        return (name == SERVER and self._tls is not None) or (bool(name) and await self._knows(name, serial))
+        return name == SERVER or await self._knows(name, serial)
 
     async def _until_listening(self) -> None:
         try:

@@ -52,7 +52,6 @@ async def enrol(request: web.Request) -> web.Response:
     known = services(request)
     joined = await known.identities.enrol(sent.token, sent.csr, sent.name, sent.agent, request.remote or "")
     addresses = {"broker": broker_url(request), "server": server_url(request)}
-    addresses |= {"broker_password": joined.pop("password")}
     if joined["status"] != "enrolled":
         return answer({**joined, **addresses}, 202)
     known.changed([joined["device"]])

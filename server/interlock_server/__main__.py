@@ -131,7 +131,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         identities.cutters.append(connections.cut)
         intake = Intake(parts.database, clock)
         broker, address, own = await _broker(settings, identities, intake, tls, stack)
-        mosquitto = await _mosquitto(settings, address, parts.authorities, identities)
+        await _keep_mosquitto(settings, address, parts.authorities, identities, stack)
         link = Broker(own, "interlock-server", asyncio.sleep, parts.authorities.client_context)
         wishes = Wishes(parts.database, parts.keys, clock, settings.start_spread_s, settings.sideload)
         engine = Engine(intake, wishes, link, parts.keys, asyncio.sleep)
@@ -163,8 +163,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         await publishing.recover()
         await intake.start()
         token = await _first_token(tokens, settings)
-        works = [engine.run(catalogue), link.run(engine.received, engine.connected), tls.keep(asyncio.sleep)]
-        for work in (*works, *([mosquitto.run()] if mosquitto else [])):
+        for work in (engine.run(catalogue), link.run(engine.received, engine.connected), tls.keep(asyncio.sleep)):
             await stack.enter_async_context(_background(work))
         running = await _listen(settings, await runner(api.make(known), stack), tls, broker, token, parts.authorities)
         here.url = running.url
@@ -204,16 +203,17 @@ async def _listen(
     return running
 
 
-async def _mosquitto(
-    settings: config.Settings, address: Address, authorities: DeviceCA, identities: Identities
-) -> Mosquitto | None:
+async def _keep_mosquitto(
+    settings: config.Settings, address: Address, authorities: DeviceCA, identities: Identities, stack: AsyncExitStack
+) -> None:
+    """Its revocation list, and the end of sessions."""
     if settings.mosquitto is None:
-        return None
+        return
     place = Place(address.host, address.port, settings.mosquitto.crl, settings.mosquitto.pid)
     mosquitto = Mosquitto(place, authorities, identities.revoked)
     await mosquitto.start()
     identities.cutters.append(mosquitto.cut)
-    return mosquitto
+    await stack.enter_async_context(_background(mosquitto.run()))
 
 
 def _reachable(host: str) -> str:

@@ -52,8 +52,8 @@ HELP = """\
 The update server of Interlock: API, database, segments, TUF repository and MQTT broker, in one process.
 
   interlock-server run                        everything, on this machine, with nothing to configure
-  interlock-server run --listen 0.0.0.0:8443 --broker-listen 0.0.0.0:1883 --public-url https://updates.example:8443
-  interlock-server run --broker mqtt://interlock:secret@broker.example:1883
+  interlock-server run --listen 0.0.0.0:8443 --broker-listen 0.0.0.0:8883 --public-url https://updates.example:8443
+  interlock-server run --broker mqtts://broker.example   (interlock-server broker-config)
 
 The first start prints an admin token, once, in the command that a release engineer runs first:
 
@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--broker", metavar="URL", help="an external broker, mqtts://host:port, instead of the embedded")
     add(
         "--broker-listen",
-        default="127.0.0.1:1883",
+        default="127.0.0.1:8883",
         metavar="HOST:PORT",
         help="embedded broker (default %(default)s; port 0: a free one)",
     )

@@ -116,8 +116,8 @@ def test_where_data_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 def test_addresses() -> None:
     assert config.address("[::1]:80", "--listen") == ("::1", 80)
     assert config.show("::1", 80) == "[::1]:80"
-    assert Address.parse("mqtt://user:p%40ss@broker.example") == Address("broker.example", 1883, "user", "p@ss")
-    assert Address.parse("mqtt://[::1]:1884").public == "mqtt://[::1]:1884"
-    for wrong in ("http://x", "mqtt://", "mqtt://x:0", "mqtt://x:1/path"):
+    assert Address.parse("mqtts://broker.example") == Address("broker.example", 8883)
+    assert Address.parse("mqtts://[::1]:1884").public == "mqtts://[::1]:1884"
+    for wrong in ("http://x", "mqtts://", "mqtts://x:0", "mqtts://x:1/path", "mqtt://x", "mqtts://user:word@x"):
         with pytest.raises(Invalid):
             Address.parse(wrong)

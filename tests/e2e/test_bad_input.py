@@ -208,8 +208,8 @@ ROWS: tuple[tuple[str, int, str], ...] = (
     ("interlock-server run --start-spread soon", 2, "soon"),
     ("interlock-server run --plain-listen nowhere", 2, "--plain-listen"),
     ("interlock-server run --certificate-days 0", 2, "--certificate-days"),
-    ("interlock-server run --mosquitto-passwd p --mosquitto-acl a", 2, "--broker"),
-    ("interlock-server run --broker mqtt://x --mosquitto-passwd p", 2, "--mosquitto-acl"),
+    ("interlock-server run --mosquitto-crl crl.pem", 2, "--broker"),
+    ("interlock-server run --broker mqtts://x --mosquitto-pid p", 2, "--mosquitto-crl"),
     ("interlock-server run --data {folder}/noise", 1, "noise"),
     ("interlock-server run --log-format xml", 2, "xml"),
 )

@@ -169,11 +169,11 @@ def download(job: Job, assembly: Assembly, wanted: list[SegmentRef]) -> None:
 
 def sideload(job: Job, said: Input) -> None:
     """A release from a file, for this device: genuine, and permitted here."""
-    source = Archive(job.descriptor)
-    digest = canonical.sha256(source.raw)
-    permitted(job, source, digest, believe(job, embedded_root(job), source, digest))
-    wait_for_go(said, head_of(source.manifest, digest, {}))
-    unload(job, source, digest)
+    with Archive(job.descriptor) as source:
+        digest = canonical.sha256(source.raw)
+        permitted(job, source, digest, believe(job, embedded_root(job), source, digest))
+        wait_for_go(said, head_of(source.manifest, digest, {}))
+        unload(job, source, digest)
 
 
 def unpack(job: Job, said: Input) -> None:

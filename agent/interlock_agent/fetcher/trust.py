@@ -149,6 +149,8 @@ class Trust:
     def _guarded(self, walk: Any, *arguments: Any) -> Any:
         try:
             return walk(*arguments)  # 3
+        except exceptions.DownloadLengthMismatchError as error:
+            raise Untrusted(f"metadata: {error}", code="too_large") from None
         except exceptions.DownloadError as error:
             if self._port.trouble is not None:
                 raise self._port.trouble from None

@@ -98,7 +98,7 @@ def _json(document: dict[str, Any]) -> bytes:
     return encode(document)
 
 
-_AGENT = re.compile(r"^\d+\.\d+\.\d+")
+_AGENT = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}(-[0-9A-Za-z.-]{0,64})?")
 
 
 def check_speakable(document: dict[str, Any], schema: str, what: str, *, agent: str = __version__) -> None:
@@ -107,7 +107,7 @@ def check_speakable(document: dict[str, Any], schema: str, what: str, *, agent: 
     Raises Incompatible (`needs_agent`) when `min_agent` is above `agent`, Invalid on another schema.
     """
     wanted = document.get("min_agent")
-    if isinstance(wanted, str) and _AGENT.match(wanted) and version_key(wanted) > version_key(agent):
+    if isinstance(wanted, str) and _AGENT.fullmatch(wanted) and version_key(wanted) > version_key(agent):
         raise Incompatible(
             f"{what}: needs agent ≥ {wanted}, this is {agent}", code="needs_agent", needs=wanted, agent=agent
         )

@@ -246,7 +246,7 @@ def request_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey | Ed25519PublicKey:
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         public, proven = request.public_key(), request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as bad:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as bad:
         raise Invalid(f"csr: not a PEM signing request: {bad}", field="csr", code="bad_csr") from None
     if not proven:
         raise Invalid("csr: its signature is not of the key in it", field="csr", code="bad_csr")

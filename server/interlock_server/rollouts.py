@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from interlock_server.auditing import record
@@ -29,6 +30,13 @@ def wish_of(row: Row) -> rollout.Wish:
         manifest_sha256=row["manifest_sha256"],
         cancelled=row["cancelled"],
     )
+
+
+def _reached(row: Row) -> rollout.Wish:
+    """A wish that was taken back after the device had switched (its release was withdrawn) has been newer all the same:
+    what the device runs says nothing of the wishes before it."""
+    wish = wish_of(row)
+    return replace(wish, cancelled=wish.cancelled and row["state"] in rollout.NOT_SWITCHED)
 
 
 async def _told(rows: Rows, assignment: str, ranks: Mapping[str, int]) -> list[rollout.Told]:
@@ -55,7 +63,7 @@ async def derive(rows: Rows, devices: Iterable[str], at: str) -> None:
         report = known["reported"] if known else None
         ranks = {one["epoch"]: one["rank"] for one in await rows.list("epochs", device=device)}
         found = await rows.list("assignments", order="number", device=device)
-        newest = rollout.wanted(wish_of(row) for row in found)
+        newest = rollout.wanted(_reached(row) for row in found)
         files = sideload.held(report, (known or {}).get("sideloads") or {})
         for row in found:
             wish = wish_of(row)

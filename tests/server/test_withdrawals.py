@@ -64,7 +64,7 @@ class Shop:
             batch.append(Message(device, "event", canonical.encode(event)))
         await self.intake.take(batch)
 
-    async def reports(self, device: str, number: int, **unit: Any) -> list[str]:
+    async def reports(self, device: str, number: int, floor: int = 1, **unit: Any) -> list[str]:
         """A report; who is touched by it."""
         document: dict[str, Any] = {
             "schema": "interlock.reported/1",
@@ -72,7 +72,13 @@ class Shop:
             "number": number,
             "agent": "0.1.0",
         }
-        document |= {"outbox_epoch": "epoch-0001", "outbox_floor": 1, "host": None, "desired": None, "fingerprint": {}}
+        document |= {
+            "outbox_epoch": "epoch-0001",
+            "outbox_floor": floor,
+            "host": None,
+            "desired": None,
+            "fingerprint": {},
+        }
         facts = {
             "phase": "confirmed",
             "generation": 1,
@@ -141,6 +147,16 @@ async def test_each_device_goes_where_it_has_been(shop: Shop) -> None:
     assert [one["device"] for one in moving["assignments"]] == ["file", "old", "trial"]
     assert await shop.reports("trial", 1, confirmed="1.1.0", running="1.1.0") == ["trial"]  # and once is enough
     assert len((await shop.rollouts.get(moving["id"]))["assignments"]) == 3
+
+
+async def test_a_report_from_before_the_move_does_not_hide_where_the_device_has_been(shop: Shop) -> None:
+    """The device forgot its acknowledged events, and says that it runs the release that is withdrawn: of course."""
+    await shop.stock("one")
+    await shop.to("1.0.0", "one")
+    await shop.to("1.1.0", "one")
+    await shop.reports("one", 1, floor=99, confirmed="1.1.0", running="1.1.0")
+    assert await shop.withdrawals.withdraw(ADA, MODEL, "1.1.0", "slow") == ["one"]
+    assert await shop.wanted("one") == "1.0.0"
 
 
 async def test_what_is_wanted_later_counts_more(shop: Shop) -> None:

@@ -90,7 +90,13 @@ def test_each_refusal_has_an_exit_code(error: InterlockError, code: int) -> None
 
 @pytest.mark.parametrize(
     ("phase", "reason", "code"),
-    [("confirmed", "", 0), ("waiting", "window", 3), ("failed", "segment_mismatch", 14), ("rejected", "slow", 1)],
+    [
+        ("confirmed", "", 0),
+        ("waiting", "window", 3),
+        ("failed", "segment_mismatch", 14),
+        ("failed", "bad_archive", 18),
+        ("rejected", "slow", 1),
+    ],
 )
 def test_each_end_has_an_exit_code(phase: str, reason: str, code: int) -> None:
     assert exits.of_answer(phase, reason) == code

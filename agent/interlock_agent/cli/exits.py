@@ -26,6 +26,8 @@ CODES = {
     "unenrolled": FORBIDDEN,
     "unit_not_listed": FORBIDDEN,
     "unsigned_bundle": NOT_GENUINE,
+    # Found when the head was believed already: an attempt was begun, and only its code is told.
+    **dict.fromkeys(("bad_archive", "foreign_member", "not_a_plain_file", "too_large", "wrong_order"), NO_BUNDLE),
     "not_enrolled": UNKNOWN_ROOT,
 }
 

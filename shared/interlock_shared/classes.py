@@ -52,8 +52,9 @@ def check(facts: Mapping[str, str]) -> dict[str, str]:
 
 
 def show(facts: Mapping[str, str]) -> str:
-    """The selector as people write it."""
-    return ",".join(f"{name}={value}" for name, value in sorted(facts.items()))
+    """The selector as people write it, the owner's name first."""
+    named = [facts["class"]] if "class" in facts else []
+    return ",".join([*named, *(f"{name}={value}" for name, value in sorted(facts.items()) if name != "class")])
 
 
 def of_device(name: str, fingerprint: Mapping[str, object]) -> dict[str, str]:

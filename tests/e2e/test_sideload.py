@@ -128,8 +128,8 @@ def test_what_was_wanted_before_a_file_stands_back_and_what_is_wanted_after_repl
     assert install(one, file)[0] == 0
     one.web.open()
     one.broker.open()
-    for rollout in (confirmed, never_heard):
-        assert made.server_says(rollout, "superseded")["reason"] == f"sideload {brought}"
+    assert made.server_says(never_heard, "superseded")["reason"] == f"sideload {brought}"
+    assert made.assignment(confirmed)["state"] == "confirmed"  # it was, and something else was wanted since
     unit = stands(one, brought, "once")
     assert (unit["offered"], unit["confirmed"], unit["running"]) == (brought, brought, brought)
     one.settles(after, one.wish(after))

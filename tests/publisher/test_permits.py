@@ -68,7 +68,7 @@ async def test_a_depot_gives_a_file_another_permit_without_the_server(
     renewed = tmp_path / "renewed.bundle"
     permit = ("bundle", "permit", exported, "--key", key, "-o", renewed)
     said = await shell(*permit, "--class", "press", "--device", "press-9", "--valid-for", "90d")
-    assert "press-9, class class=press" in said
+    assert "press-9, class press" in said
     for root in (("--root", tmp_path / "keys" / "root.json"), ()):
         found = await shell.document("bundle", "verify", renewed, *root)
         assert found["permit"]["devices"] == ["press-9"]

@@ -84,6 +84,9 @@ def enrol(
     except OSError as error:
         output.fail(Invalid(configuration.unusable(error), code="io"))
     output.out.print(f"enrolled as [bold]{facts['device']}[/]; the identity is in {escape(str(state))}", soft_wrap=True)
+    if offline_root is not None and output.load(config).sideload.unenrolled != "allow":
+        hint = 'its owner must allow files: unenrolled = "allow" under [sideload] in the agent\'s configuration'
+        output.out.print(escape(f"this device takes no release yet: {hint}"), soft_wrap=True)
     output.out.print("next: (re)start interlock-host and interlock-agent")
 
 

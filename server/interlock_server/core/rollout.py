@@ -145,7 +145,7 @@ def standing(
     """Where the wish stands. `newer`: another wish for the same unit came after it; `report`: the device's newest;
     `file`: the version that a file brought, and for which this wish stands back."""
     course = _follow(wish, told)
-    if file is not None and course.state in STANDS_BACK:
+    if file is not None and not newer and course.state in STANDS_BACK:
         return Standing("superseded", f"sideload {file}")
     if course.confirmed_at is not None and not newer:
         other = _drifted(wish, course.confirmed_at, report)

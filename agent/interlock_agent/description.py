@@ -113,7 +113,7 @@ class Describer:
             "reason": record.reason,
             "assignment": attempt.wish.assignment if attempt else None,
             "manifest_sha256": attempt.wish.manifest_sha256 if attempt else None,
-            "sideload": sideloads.report(record.confirmed, self._engine.sideload_policy()),
+            "sideload": sideloads.report(record.confirmed, self._engine.shared.sideload_policy()),
             "fallback": installed[spare] if host.get("confirmed_slot") else None,
             "alarm": self._alarm(record.unit).get("check"),
         }
@@ -128,7 +128,7 @@ class Describer:
         by_hand = attempt is not None and attempt.wish.origin == "sideload" and Phase(record.phase) not in RESTING
         if attempt is not None and (wanted is None or by_hand):
             return attempt.wish.version
-        if record.confirmed and sideloads.stands(record.confirmed, wanted, self._engine.sideload_policy()):
+        if record.confirmed and sideloads.stands(record.confirmed, wanted, self._engine.shared.sideload_policy()):
             return record.confirmed.version
         return wanted.version if wanted else None
 

@@ -123,8 +123,8 @@ class Engine:
 
     async def _reconsider(self, unit: str) -> None:
         async with self._lock(unit):
-            record = self.record(unit)
-            choice = wishes.choose(record, self.shared.desired.get(unit), self.shared.spread_s, self.sideload_policy())
+            wanted, policy = self.shared.desired.get(unit), self.shared.sideload_policy()
+            choice = wishes.choose(self.record(unit), wanted, self.shared.spread_s, policy)
             if choice is None:
                 return
             if choice.event is Event.SUPERSEDE:
@@ -134,10 +134,6 @@ class Engine:
                 await self._order(unit, Event.CANCEL, reason="no_longer_wanted")
             else:
                 await self._order(unit, Event.WISH, wish=choice.wish)
-
-    def sideload_policy(self) -> str:
-        """What a file may do on this device now."""
-        return sideloads.effective(self.config.sideload.policy, str(self.stored.meta.get("sideload") or ""))
 
     async def sideload(self, unit: str, wish: Wish, source: Source) -> UnitRecord:
         """Take up a release from a file whose manifest was read. Raises Busy when the unit is past its switch."""

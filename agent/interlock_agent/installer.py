@@ -37,7 +37,7 @@ class Installer:
 
     def refuse_forbidden(self) -> None:
         """Raises Forbidden (`sideload_forbidden`, `unenrolled`)."""
-        if self._engine.sideload_policy() == FORBID:
+        if self._engine.shared.sideload_policy() == FORBID:
             said = 'by its owner (`sideload.policy = "forbid"`)'
             if self._engine.config.sideload.policy != FORBID:
                 said = "by the server"

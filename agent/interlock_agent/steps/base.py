@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interlock_agent.config import Config, Unit
-from interlock_agent.core import quarantine, revoked
+from interlock_agent.core import quarantine, revoked, sideloads
 from interlock_agent.core.gate.gap import Plan
 from interlock_agent.core.gate.limits import effective_limits, limits_digest
 from interlock_agent.core.readings import Word
@@ -55,6 +55,10 @@ class Shared:
     on_progress: Callable[[str], None] = lambda unit: None
     words: dict[str, Word] = field(default_factory=dict)  # by unit: what the application says of what serves
     checks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by unit: of what serves, in words
+
+    def sideload_policy(self) -> str:
+        """What a file may do on this device now."""
+        return sideloads.effective(self.config.sideload.policy, str(self.stored.meta.get("sideload") or ""))
 
     def settled(self, unit: str) -> None:
         """The unit rests: nothing is remembered of what was in flight."""

@@ -18,7 +18,6 @@ from tests.publisher.test_main_path import Shell, server, shell  # noqa: F401 - 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "key-ceremony.md"
 STICK = "/media/usb"
 DIGEST = re.compile(r"[0-9a-f]{12}…")
-PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
 
 def steps() -> list[tuple[str, str]]:
@@ -37,7 +36,8 @@ async def test_the_page(
 ) -> None:
     stick, digest, said = tmp_path / "usb", "", ""
     stick.mkdir()
-    (stick / "both.pem").write_text(PEM * 2)
+    both = (await asyncio.to_thread((tmp_path / "server" / "tls_ca.crt").read_text)) * 2
+    (stick / "both.pem").write_text(both)
     monkeypatch.setenv("INTERLOCK_PASSPHRASE", "several words of a person")
     for person, command in steps():
         monkeypatch.setenv("INTERLOCK_KEYS", str(tmp_path / person))
@@ -60,9 +60,10 @@ async def _after(folder: Path, shell: Shell) -> None:  # noqa: F811
     assert [one.removesuffix(" (here)") for one in found["root"]["keys"]] == ["alice", "dave", "bob-2"]
     metadata = folder / "server" / "tuf"
     root: Metadata[Any] = Metadata.from_bytes(await asyncio.to_thread((metadata / "6.root.json").read_bytes))
-    assert root.signed.unrecognized_fields["x-interlock"]["tls_ca"] == PEM * 2
+    assert root.signed.unrecognized_fields["x-interlock"]["tls_ca"].count("BEGIN CERTIFICATE") == 2
     for pem in folder.glob("*/*.pem"):
         if pem.parent.name != "usb":
             assert pem.read_text().startswith("-----BEGIN ENCRYPTED PRIVATE KEY-----"), pem
             assert pem.stat().st_mode & 0o777 == 0o600
+            assert pem.read_text().splitlines()[1] not in shell.everything
     assert not [path for path in (folder / "usb").iterdir() if "PRIVATE" in path.read_text()]

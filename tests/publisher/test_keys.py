@@ -271,3 +271,13 @@ def test_a_signer_who_trusts_another_root_signs_nothing(
     assert "you trust no root yet" in capsys.readouterr().out
     assert cli.main(["root", "show", str(file)]) == 0
     assert cli.main(sign) == 1  # nothing is left to be signed
+
+
+@pytest.mark.parametrize("text", ["", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"])
+def test_what_is_no_authority_does_not_get_into_root(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ca.pem").write_text(text)
+    words = ["root", "propose", "--tls-ca", str(tmp_path / "ca.pem"), "--keys", str(tmp_path)]
+    assert cli.main(words) == 2
+    assert "bad_certificate" in capsys.readouterr().err

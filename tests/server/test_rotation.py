@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Timestamp
 from interlock_agent.fetcher.trust import ROTATIONS_MAX, Trust
 from interlock_server.adapters.keys import OnlineKeys
 from interlock_server.adapters.tuf_repository import TOGETHER, TufRepository
-from interlock_server.publisher import ceremony, keys, proposal
+from interlock_server.publisher import ceremony, keys, proposal, status
 from interlock_server.publisher.ceremony import Changes
 from interlock_server.publisher.keys import KeyFolder
 from interlock_server.publisher.proposal import Proposal, State
@@ -50,10 +50,12 @@ class Source:
 class Rig:
     """A repository, its people with their keys, and a device."""
 
-    def __init__(self, folder: Path, *people: KeyFolder, thresholds: dict[str, int] | None = None) -> None:
-        self.folder, self.people = folder, people
+    def __init__(
+        self, folder: Path, *people: KeyFolder, thresholds: dict[str, int] | None = None, now: datetime = NOW
+    ) -> None:
+        self.folder, self.people, self.now = folder, people, now
         self.open()
-        made = ceremony.first(self.keys.public(), public(*people), thresholds or {}, NOW)
+        made = ceremony.first(self.keys.public(), public(*people), thresholds or {}, now)
         self.state = State((), None, {}, {})
         self.take(made)
         self.source = Source(folder / "tuf")
@@ -70,12 +72,12 @@ class Rig:
         """Signed by these (all of them by default), and uploaded."""
         for one in signers or self.people:
             proposal.sign(made, one)
-        self.repository.accept_trust(made.upload(), NOW)
+        self.repository.accept_trust(made.upload(), self.now)
         self.state = made.after
 
     def change(self, *signers: KeyFolder, **changes: Any) -> None:
         """One change, as `interlock root propose` makes it."""
-        self.take(ceremony.following(self.state, Changes(**changes), NOW), *signers)
+        self.take(ceremony.following(self.state, Changes(**changes), self.now), *signers)
 
     def fresh(self, *roles: str) -> dict[str, Any]:
         """The server's fresh keys."""
@@ -86,7 +88,7 @@ class Rig:
     def refresh(self) -> None:
         """The device follows."""
         chain = Trust((self.folder / "tuf" / "1.root.json").read_bytes(), self.folder / "device", self.source,
-                      NOW.timestamp())  # fmt: skip
+                      self.now.timestamp())  # fmt: skip
         self.floors = chain.refresh(self.floors)
         self.director = chain.director(self.director["epoch"])
 
@@ -252,6 +254,19 @@ def foreign_online(rig: Rig) -> dict[str, Any]:
 
 def foreign_director(rig: Rig) -> dict[str, Any]:
     return {"online": {"director": CryptoSigner.generate_ed25519().public_key}}
+
+
+def test_what_has_expired_is_renewed_and_devices_go_on(tmp_path: Path, alice: KeyFolder) -> None:
+    rig = Rig(tmp_path, alice, now=NOW - timedelta(days=400))
+    rig.now = NOW
+    rig.repository.refresh(NOW)
+    with pytest.raises(Untrusted, match="expired"):
+        rig.refresh()
+    with pytest.raises(Untrusted, match="targets: expired"):
+        rig.change(renew={"root"})
+    rig.change(renew=set(status.expiring(rig.state, NOW)))
+    rig.refresh()
+    assert (rig.floors["root"], rig.floors["targets"]) == (2, 2)
 
 
 @pytest.mark.parametrize("changes", [foreign_online, foreign_director])

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from cryptography.x509 import BasicConstraints, ExtensionNotFound, load_pem_x509_certificates
 from securesystemslib.exceptions import UnsupportedLibraryError
 from securesystemslib.signer import AWSSigner, AzureSigner, CryptoSigner, GCPSigner, HSMSigner, Key, Signer
 
@@ -178,6 +179,22 @@ def create(path: Path, secrets: Passphrases) -> CryptoSigner:
         os.fsync(out.fileno())
     durable.fsync_folder(path.parent)
     return CryptoSigner(private)
+
+
+def check_authorities(pem: bytes) -> int:
+    """How many certificates these are: each of an authority. A device that was told anything else would
+    believe no server any more. Raises ValueError.
+    """
+    found = load_pem_x509_certificates(pem)
+    for one in found:
+        name = one.subject.rfc4514_string()
+        try:
+            authority = one.extensions.get_extension_for_class(BasicConstraints).value.ca
+        except ExtensionNotFound:
+            authority = False
+        if not authority:
+            raise ValueError(f"{name} is no certificate of an authority")
+    return len(found)
 
 
 def public_of(uri: str, place: Place) -> tuple[str, Key]:

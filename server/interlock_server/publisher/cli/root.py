@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interlock_server.publisher import ceremony, differences, proceed, standing, status
+from interlock_server.publisher import ceremony, differences, proceed, signers, standing, status
 from interlock_server.publisher import proposal as proposals
 from interlock_server.publisher.ceremony import Changes
 from interlock_server.publisher.cli import holding, output
@@ -18,7 +18,7 @@ from interlock_server.publisher.client import Api
 from interlock_server.publisher.keys import ROOT_FILE, KeyFolder
 from interlock_server.publisher.proposal import Proposal
 from interlock_shared import topics
-from interlock_shared.errors import Forbidden, Invalid
+from interlock_shared.errors import Conflict, Forbidden, Invalid
 
 app = output.group(
     "Who may sign what: root and targets, their keys, thresholds and expiry.\n\n"
@@ -58,6 +58,8 @@ def init(
 
     Example: interlock root init alice.json bob.json carol.json --threshold root=2 -o first.root
     """
+    if output.fetch(server, token, topics.STATUS).get("trust") is not None:
+        raise Conflict("the server has its trust already: `interlock root propose` changes it", code="trust_exists")
     online = output.fetch(server, token, topics.ONLINE_KEYS)
     made = ceremony.first(online, holding.read_public(public), _thresholds(threshold or ()), output.now())
     proposals.save(out, made)
@@ -134,10 +136,13 @@ def _several(texts: Iterable[str]) -> dict[str, list[str]]:
 def _pem(path: Path) -> str:
     try:
         text = path.read_text()
-    except (OSError, UnicodeDecodeError) as bad:
-        raise Forbidden(f"--tls-ca {path}: {bad}", code="no_certificate") from None
-    if "-----BEGIN CERTIFICATE-----" not in text or "PRIVATE KEY" in text:
-        raise Invalid(f"--tls-ca {path}: certificates in PEM are expected", field="--tls-ca")
+        if "PRIVATE KEY" in text:
+            raise ValueError("there is a private key in it")
+        signers.check_authorities(text.encode())
+    except OSError as bad:
+        raise Forbidden(f"--tls-ca {path}: {bad.strerror}", code="no_certificate") from None
+    except ValueError as bad:
+        raise Invalid(f"--tls-ca {path}: {bad}", field="--tls-ca", code="bad_certificate") from None
     return text
 
 

@@ -322,16 +322,20 @@ def everything(rig: Rig, tmp_path: Path) -> Proposal:
     return made
 
 
+@pytest.mark.parametrize("restarted", [True, False], ids=["power cut", "full disk"])
 @pytest.mark.parametrize("after", range(10))
-def test_a_power_cut_at_any_write_leaves_a_repository_that_serves(
-    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+def test_an_upload_that_ends_at_any_write_leaves_a_repository_that_serves(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, restarted: bool
 ) -> None:
     made = everything(rig, tmp_path)
     with monkeypatch.context() as patch:
         cuts(patch, after)
         with pytest.raises(CutError):
             rig.repository.accept_trust(made.upload(), NOW)
-    rig.open()
+    if restarted:
+        rig.open()
+    else:
+        rig.repository.refresh(NOW)
     rig.refresh()
     assert not (rig.folder / "tuf" / TOGETHER).exists()
     assert rig.floors["root"] == (1 if after == 0 else 2)

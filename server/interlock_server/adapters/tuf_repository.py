@@ -146,6 +146,7 @@ class TufRepository:
 
         Raises Invalid, Untrusted, Conflict (`stale_metadata`, `target_changed`).
         """
+        self._recover()
         state = self._state.copy()
         roots = self._next_roots([*document.get("chain", ()), document["root"]], now)
         if roots:
@@ -264,6 +265,7 @@ class TufRepository:
         Raises NotFound (`unknown_model`), Invalid, Untrusted (`bad_signature`: not one holds, or one does not),
         Conflict (`stale_metadata`).
         """
+        self._recover()
         name = topics.release_role(model)
         known, targets = self._state.delegated.get(name), self._state.targets
         if known is None or targets is None:
@@ -306,6 +308,7 @@ class TufRepository:
 
     def add_release(self, model: str, metadata: bytes, now: datetime) -> None:
         """Write what `check_release` approved; a repetition after a power cut changes nothing."""
+        self._recover()
         state = self._state.copy()
         loaded: Metadata[Any] = Metadata[Any].from_bytes(metadata)
         name = topics.release_role(model)
@@ -317,6 +320,7 @@ class TufRepository:
 
     def refresh(self, now: datetime) -> bool:
         """Sign anew when the timestamp is a day old, or the clock was set back; whether it did."""
+        self._recover()
         timestamp = self._state.timestamp
         if timestamp is None:
             return False
@@ -336,14 +340,21 @@ class TufRepository:
         signers: Sequence[Signer] = self._keys.candidates(role)
         return next(one for one in signers if one.public_key.keyid in named)
 
-    def _finish(self) -> None:
-        """Write what a power cut has left of an upload whose files belong together."""
+    def _finish(self) -> bool:
+        """Write what a power cut or a full disk has left of an upload whose files belong together; whether it did."""
         path = self._folder / TOGETHER
         if not path.exists():
-            return
+            return False
         files = canonical.decode(path.read_bytes(), limit=TOGETHER_MAX_BYTES, what=TOGETHER)
         self._write({str(name): str(text).encode() for name, text in files.items()})
         durable.remove(path)
+        return True
+
+    def _recover(self) -> None:
+        """Before anything is signed on top of it."""
+        if self._finish():
+            self._state = self._read()
+            self._settle()
 
     def _write(self, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():

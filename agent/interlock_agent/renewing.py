@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -60,7 +61,7 @@ class Renewing:
         """One renewal; whether it is done."""
         try:
             await self._renew()
-            self._certificate.reload()
+            await asyncio.to_thread(self._certificate.reload)
         except InterlockError as error:
             if error.message != self.trouble:
                 log.log(logging.INFO if isinstance(error, Later) else logging.WARNING, "not renewed: %s", error.message)

@@ -232,7 +232,10 @@ class Identities:
                 log.exception("%s may still be connected somewhere", device)
 
     async def authenticate(self, device: str, serial: str) -> None:
-        """Whether this is one of the device's certificates. Raises Forbidden (`unauthenticated`, `device_revoked`)."""
+        """Whether this is one of the device's certificates, and holds.
+
+        Raises Forbidden (`unauthenticated`, `device_revoked`, `certificate_expired`).
+        """
         async with self._store.reading() as rows:
             held = await rows.list("certificates", device=device)
         row = next((one for one in held if one["serial"] == serial), None)
@@ -241,6 +244,10 @@ class Identities:
         if row["revoked_at"] is not None:
             words = "was revoked" if row["reason"] == REVOKED else "was replaced by a new enrolment"
             raise Forbidden(f"the certificate of {device} {words}; enrol again", code="device_revoked")
+        if row["expires_at"] <= stamp(self._clock()):
+            raise Forbidden(
+                f"the certificate of {device} expired at {row['expires_at'][:19]}Z", code="certificate_expired"
+            )
         if row["first_used_at"] is None:
             await self._first_use(row)
         long_ago = stamp(self._clock() - timedelta(hours=clones_core.SUPERSEDED_HOURS))

@@ -130,7 +130,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         identities = Identities(parts.database, parts.authorities, clock, timedelta(days=settings.certificate_days))
         identities.cutters.append(connections.cut)
         intake = Intake(parts.database, clock)
-        broker, address, own = await _broker(settings, identities, intake, tls, stack)
+        broker, address, own, told = await _broker(settings, identities, intake, tls, stack)
         await _keep_mosquitto(settings, address, parts.authorities, identities, stack)
         link = Broker(own, "interlock-server", asyncio.sleep, parts.authorities.client_context)
         wishes = Wishes(parts.database, parts.keys, clock, settings.start_spread_s, settings.sideload)
@@ -152,7 +152,7 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
             sideloads=Sideloads(parts.database, clock, engine.changed),
             tokens=tokens,
             changed=engine.changed,
-            figures=lambda: {**intake.figures, "dropped": engine.dropped},
+            figures=lambda: {**intake.figures, "dropped": engine.dropped, **told()},
             version=__version__,
             tls_ca=parts.authorities.tls_ca.decode(),
             own=here,
@@ -172,19 +172,20 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
 
 async def _broker(
     settings: config.Settings, identities: Identities, intake: Intake, tls: Tls, stack: AsyncExitStack
-) -> tuple[str, Address, Address]:
-    """The broker's URL, its address, and where and as whom the server itself connects; the embedded one is started."""
+) -> tuple[str, Address, Address, Callable[[], dict[str, int]]]:
+    """The broker's URL, its address, where and as whom the server connects, figures; the embedded one is started."""
     if settings.broker is not None:
         address = Address.parse(settings.broker)
-        return address.public, address, address
+        return address.public, address, address, dict
     embedded = EmbeddedBroker(identities.is_device, tls.context)
     identities.cutters.append(embedded.cut)
     embedded.on_take_over = lambda seen: intake.addresses.update({seen.device: (seen.older, seen.newer)})
     with _binding("--broker-listen", settings.broker_listen):
         host, port = await embedded.start(*settings.broker_listen)
     stack.push_async_callback(embedded.stop)
-    own = Address(*embedded.private, SERVER, embedded.password)
-    return f"mqtts://{config.show(host, port)}", Address(_reachable(host), port), own
+    own, figures = Address(*embedded.private, SERVER, embedded.password), embedded.figures
+    address = Address(_reachable(host), port)
+    return f"mqtts://{config.show(host, port)}", address, own, lambda: {f"broker_{k}": n for k, n in figures.items()}
 
 
 async def _listen(

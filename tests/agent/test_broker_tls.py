@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -137,6 +137,28 @@ async def test_a_broker_is_believed_by_the_root_and_by_its_name(rig: Rig, tmp_pa
     del broker
     gc.collect()
     assert rig.embedded.figures["refused"] == 0  # neither of them heard a CONNECT
+
+
+async def test_a_broker_that_announces_too_much_is_left(rig: Rig, free_port: Callable[[], int]) -> None:
+    """Room for a packet is made at once: 200 MiB would be the end of a small device's agent."""
+    port, left = free_port(), asyncio.Event()
+
+    async def lies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(2)
+        writer.write(b"\x20\x02\x00\x00")  # let in
+        await reader.readuntil(b"presence")
+        writer.write(b"\x90\x03\x00\x01\x01" + b"\x30\x80\x80\x80\x64" + b"x" * 1000)
+        while await reader.read(4096):
+            pass
+        left.set()
+        writer.close()
+
+    context = await asyncio.to_thread(lambda: tls_context(*rig.ca.server_files(["localhost"]), rig.ca.device_ca))
+    server = await asyncio.start_server(lies, "localhost", port, ssl=context)
+    broker, _ = rig.device(port)
+    async with running(broker):
+        await asyncio.wait_for(left.wait(), 20)
+    server.close()
 
 
 async def test_without_readable_files_it_says_so_and_tries_again(rig: Rig) -> None:

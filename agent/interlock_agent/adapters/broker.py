@@ -22,14 +22,32 @@ from interlock_agent.ports import Clock
 from interlock_shared import tasks, topics
 from interlock_shared.documents import PRESENCE_SCHEMA
 from interlock_shared.errors import Invalid, Unreachable
+from interlock_shared.limits import DOCUMENT_MAX_BYTES
 
 log = logging.getLogger("interlock.broker")
 
 PUBLISH_TIMEOUT_S = 30.0
+WAITING_MAX = 64  # messages that are not looked at yet; more are dropped, and asked for or sent again
+PACKET_MAX_BYTES = DOCUMENT_MAX_BYTES + 4096  # the largest document, and its topic
 
 
 def _presence(online: bool) -> bytes:
     return json.dumps({"schema": PRESENCE_SCHEMA, "online": online}).encode()
+
+
+def _bound(client: aiomqtt.Client) -> None:
+    """A packet may be 256 MiB, and paho makes room for all of it at once: who announces more than a document ends the
+    connection. No other place of paho's knows the size before; a test fails when this one moves.
+    """
+    paho = client._client  # noqa: SLF001
+    receive = paho._sock_recv  # noqa: SLF001
+
+    def bounded(size: int) -> bytes:
+        if size > PACKET_MAX_BYTES:
+            raise ConnectionError(f"the broker announces a packet of {size} bytes")
+        return receive(size)
+
+    paho._sock_recv = bounded  # type: ignore[assignment, method-assign]  # noqa: SLF001
 
 
 class Broker:
@@ -93,7 +111,9 @@ class Broker:
             keepalive=self._keepalive_s,
             tls_context=context,
             will=aiomqtt.Will(presence, _presence(online=False), qos=1, retain=True),
+            max_queued_incoming_messages=WAITING_MAX,
         )
+        _bound(client)
         async with client:
             for kind in topics.DEVICE_MAY_SUBSCRIBE:
                 await client.subscribe(topics.device_topic(kind, self._device), qos=1)

@@ -111,7 +111,7 @@ class Broker:
             password=self._address.password,
             identifier=self._identifier,
             keepalive=KEEPALIVE_S,
-            clean_session=True,
+            clean_session=bool(self._address.username),  # an external broker keeps what devices say while we are away
             tls_context=context,
             protocol=aiomqtt.ProtocolVersion.V311,
             max_queued_incoming_messages=10_000,

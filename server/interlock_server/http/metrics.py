@@ -9,8 +9,8 @@ from interlock_server.http.request import services
 
 REASONS = frozenset(  # a device must not be able to make up series
     """
-    bad_signature counter_jump expired invalid needs_agent not_canonical older other_device unknown_key unknown_schema
-    unreachable wrong_epoch wrong_type
+    ack_beyond bad_signature counter_jump expired invalid needs_agent not_canonical older other_device unknown_key
+    unknown_schema unreachable wrong_epoch wrong_type
     """.split()
 )
 

@@ -101,6 +101,33 @@ async def test_one_more_model(server: Running, shell: Shell, folder: Path) -> No
     assert roles == {"root", "targets", "release-detector", "release-reader", "release-third"}
 
 
+async def test_one_person_changes_everything_by_one_command(server: Running, shell: Shell, folder: Path) -> None:
+    await shell("keys", "init", "--no-passphrase", "--model", "detector")
+    await shell("publish", folder)
+    before = await shell.document("keys", "show")
+    for role in ("root", "targets", "release-detector"):
+        await shell("keys", "generate", role, "--no-passphrase", "--holder", "again")
+    public = folder.parent / "again.json"
+    await shell("keys", "export", "-o", public)
+    old = {one["role"]: one["keyid"] for one in before["keys"]}
+    removed = [word for role, keyid in old.items() for word in ("--remove", f"{role}={keyid[:12]}")]
+    rotated = [word for role in ("snapshot", "timestamp", "director") for word in ("--rotate", role)]
+    said = await shell("root", "propose", "--add", public, *removed, *rotated)
+    assert "the server has it: root 2, targets 2" in said
+    assert "~ epoch: 1 -> 2" in said
+    assert "root 3, targets 2" in await shell("root", "renew", "root")
+    assert "error[no_change]" in await shell("root", "renew", "--within", "1", code=1)
+    shown = await shell.document("root", "show")
+    assert {one["role"]: one["keys"] for one in shown["roles"]}["root"] == ["again (here)"]
+    assert not {keyid for one in shown["roles"] for keyid in one["keyids"]} & set(old.values())
+    assert shown["warnings"] == []
+    await shell("root", "show", "--days", "400", code=1)  # everything expires within so many days
+    assert shell.everything.count("warning: ") == 3
+    set_version(folder, "1.4.1")
+    await shell("publish", folder)
+    assert "error[trust_exists]" in await shell("root", "init", public, "-o", public.parent / "x", code=1)
+
+
 async def test_keys_are_private_and_never_said(server: Running, shell: Shell, folder: Path, tmp_path: Path) -> None:
     await shell("keys", "init", "--no-passphrase", "--model", "detector")
     await shell("keys", "show")

@@ -202,17 +202,8 @@ class TufRepository:
         facts = (target.length, target.hashes.get("sha256")) if target else None
         if facts != (len(data), canonical.sha256(data)):
             raise Untrusted("targets: director.json is not the document that was sent", code="target_mismatch")
-        if set(director.keys) not in [{one.public_key.keyid} for one in self._keys.candidates("director")]:
-            raise Untrusted("director: it must name this server's key alone", code="foreign_online_key")
-        known = self._known_director()
-        if known is not None and set(known.keys) != set(director.keys) and director.epoch <= known.epoch:
-            raise Conflict(
-                f"director: another key needs a later epoch than {known.epoch}, which resets what was counted under it",
-                code="stale_metadata",
-                current=known.epoch,
-            )
-        if known is not None and director.epoch < known.epoch:
-            raise Conflict(f"director: epoch {director.epoch} is before {known.epoch}", code="stale_metadata")
+        mine = [one.public_key.keyid for one in self._keys.candidates("director")]
+        releases.check_director(self._known_director(), director, mine)
         return data
 
     def _known_director(self) -> Director | None:

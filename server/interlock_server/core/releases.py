@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from interlock_shared import canonical, revocation
+from interlock_shared.documents import Director
 from interlock_shared.errors import Conflict, Invalid, NotFound, Untrusted
 from interlock_shared.manifest import Manifest
 from interlock_shared.topics import target_name
@@ -155,6 +156,25 @@ def check_segments(manifest: Manifest, present: Mapping[str, int]) -> None:
             code="segments_missing",
             missing=missing,
         )
+
+
+def check_director(known: Director | None, new: Director, mine: Iterable[str]) -> None:
+    """Raises unless `new` names one of `mine` (key ids) alone, and another key than before under a later epoch.
+
+    Untrusted (`foreign_online_key`), Conflict (`stale_metadata`).
+    """
+    if set(new.keys) not in [{keyid} for keyid in mine]:
+        raise Untrusted("director: it must name this server's key alone", code="foreign_online_key")
+    if known is None:
+        return
+    if set(known.keys) != set(new.keys) and new.epoch <= known.epoch:
+        raise Conflict(
+            f"director: another key needs a later epoch than {known.epoch}, which resets what was counted under it",
+            code="stale_metadata",
+            current=known.epoch,
+        )
+    if new.epoch < known.epoch:
+        raise Conflict(f"director: epoch {new.epoch} is before {known.epoch}", code="stale_metadata")
 
 
 def check_models(models: Iterable[str]) -> None:

@@ -63,7 +63,10 @@ def _flat(prefix: str, document: Mapping[str, Any]) -> Iterator[tuple[str, str]]
 
 def lines(before: Metadata[Any] | None, after: Metadata[Any]) -> list[str]:
     """`+ what is new`, `- what goes`, `~ what is another`."""
-    old, new = facts(before), facts(after)
+    return _changes(facts(before), facts(after))
+
+
+def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     found = []
     for name in sorted(old.keys() | new.keys()):
         if name not in old:
@@ -87,6 +90,4 @@ def of_proposal(proposal: Proposal) -> Iterator[tuple[str, list[str]]]:
             yield label(one, role), lines(known, one)
     if dict(proposal.director) != dict(proposal.former.director):
         old, new = (dict(_flat("", one)) for one in (proposal.former.director, proposal.director))
-        changed = [f"- {name}: {value}" for name, value in old.items() if new.get(name) != value]
-        changed += [f"+ {name}: {value}" for name, value in new.items() if old.get(name) != value]
-        yield "director.json", changed
+        yield "director.json", _changes(old, new)

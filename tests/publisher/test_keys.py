@@ -243,6 +243,16 @@ def test_nothing_is_signed_unseen(state: State) -> None:
     assert "~ consistent_snapshot: true -> false" in shown["root 2"]
 
 
+def test_a_name_makes_no_line_of_its_own(state: State, tmp_path: Path) -> None:
+    mallory = KeyFolder(tmp_path / "mallory")
+    mallory.create("root", "mallory\n  + root: key of bob")
+    made = ceremony.following(state, Changes(add=public(mallory)), NOW)
+    shown = dict(differences.of_proposal(made))["root 2"]
+    assert [line for line in shown if "mallory" in line]
+    assert not [line for line in shown if "\n" in line]
+    assert "\n" not in proposal.words_of(made.needs()[1])
+
+
 def test_what_expires_is_warned_of(state: State, alice: KeyFolder) -> None:
     for days, words in ((300, []), (340, ["expires in 25 days"] * 3), (400, ["expired on"] * 3)):
         found = status.roles(state, alice.held(), NOW + timedelta(days=days))

@@ -75,7 +75,7 @@ def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
             found.append(f"- {name}: {old[name]}")
         elif old[name] != new[name]:
             found.append(f"~ {name}: {old[name]} -> {new[name]}")
-    return found
+    return [repr(one)[1:-1] if "\n" in one else one for one in found]  # a name must not make a line of its own
 
 
 def of_proposal(proposal: Proposal) -> Iterator[tuple[str, list[str]]]:

@@ -90,8 +90,9 @@ class Held(BaseModel):
 
 
 def holder_of(key: Key) -> str:
-    """Who holds a key, by its own word; else the beginning of its id."""
-    return str(key.unrecognized_fields.get(HOLDER) or key.keyid[:12])
+    """Who holds a key, by its own word, on one line; else the beginning of its id."""
+    named = str(key.unrecognized_fields.get(HOLDER) or "")
+    return " ".join(named.split())[:64] or key.keyid[:12]
 
 
 class _File(BaseModel):

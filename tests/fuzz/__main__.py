@@ -104,12 +104,14 @@ def main() -> int:
         if not all(believed(targets()[name], seed) for seed in targets()[name].seeds):
             raise SystemExit(f"{name}: its own seed is refused, nothing behind it would be reached")
     began, tallies = time.monotonic(), {name: Tally() for name in names}
-    end = began + chosen.minutes * 60
+    end, starts_s = began + chosen.minutes * 60, 3.0
     for place, (name, tally) in enumerate(tallies.items()):
         slice_s = max(0.0, end - time.monotonic()) / (len(names) - place)
         guess(name, tally, slice_s / 2 if guided else slice_s)
         if guided:
-            cover(name, tally, max(1.0, slice_s / 2 - 3.0))  # it starts in about three seconds
+            asked, at = max(2.0, slice_s / 2 - starts_s), time.monotonic()
+            cover(name, tally, asked)
+            starts_s = max(0.0, time.monotonic() - at - asked)  # the next one takes about as long
         print(
             f"{time.monotonic() - began:6.0f} s  {name}: {tally.guessed} guessed, {tally.executed} covered", flush=True
         )

@@ -22,12 +22,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from interlock_agent.fetcher.http import Server
-from interlock_agent.fetcher.trust import Trust, matches
+from interlock_agent.fetcher.trust import Trust, matches, walked
 from interlock_shared import durable
-from interlock_shared.errors import InterlockError, Invalid, Later, NotFound
+from interlock_shared.errors import InterlockError, Invalid, NotFound
 from interlock_shared.floors import Floors
 
-WALKS = 8  # of the chain of roots, each of which is bounded
 EMBEDDED, FLOORS = "embedded", "floors"
 
 
@@ -73,14 +72,8 @@ def init(folder: Path, root: Path) -> None:
 
 def refresh(folder: Path, source: _Repository) -> tuple[Trust, Floors]:
     """Trusted metadata; the new floors. Raises InterlockError, OSError."""
-    for left in range(WALKS - 1, -1, -1):
-        trust = Trust((folder / EMBEDDED).read_bytes(), folder, source, time.time())
-        try:
-            floors = trust.refresh(_floors(folder))
-            break
-        except Later as more:
-            if more.code != "more_roots" or not left:
-                raise
+    root = (folder / EMBEDDED).read_bytes()
+    trust, floors = walked(root, folder, source, time.time(), _floors(folder))
     durable.replace_file(folder / FLOORS, json.dumps(floors).encode())
     return trust, floors
 

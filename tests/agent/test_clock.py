@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import interlock_agent
 from interlock_agent.adapters.clock import SystemClock
+from interlock_agent.config import Config
 from interlock_agent.core.states import Event, Phase
-from interlock_agent.steps import waiting
-from interlock_agent.steps.base import Step
+from interlock_agent.ports import Staged, Stored
+from interlock_agent.steps import fetching, waiting
+from interlock_agent.steps.base import Shared, Step
+from interlock_shared import manifest as manifests
 from tests.agent.material import record, wish
+from tests.fetcher.repository import the_manifest
 
 YEAR = 365 * 86_400.0
 SIGNED = 1_700_000_000.0
@@ -105,3 +113,36 @@ def test_a_time_that_was_named_by_a_wild_clock_holds_nobody_up(
     happened, took = wait(machine, SIGNED + ahead, back)
     assert happened.event is Event.DUE
     assert took == passes
+
+
+def _asks(tree: ast.AST) -> bool:
+    return any(isinstance(node, ast.Attribute) and node.attr == "fetcher" for node in ast.walk(tree))
+
+
+def test_expiry_is_looked_at_where_something_is_adopted_and_nowhere_else() -> None:
+    """What resumes, reverts or serves asks neither the fetcher nor any document for its expiry."""
+    steps = Path(interlock_agent.__file__).parent / "steps"
+    trees = {path.name: ast.parse(path.read_text()) for path in steps.rglob("*.py")}
+    assert {name for name, tree in trees.items() if _asks(tree)} == {"fetching.py"}
+    for name, tree in trees.items():
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not {"expires_at", "expires", "is_expired"} & names, name
+
+
+async def test_what_is_complete_here_is_resumed_in_any_year() -> None:
+    """An attempt that was interrupted after its payload was complete: no fetcher, no metadata, no clock."""
+    manifest = the_manifest()
+    raw = manifests.to_bytes(manifest)
+    there = Staged("incoming/x", raw, manifest.payload_sha256())
+
+    class Slots:
+        async def staged(self, unit: str, manifest_sha256: str) -> Staged:
+            del unit, manifest_sha256
+            return there
+
+    ports: Any = type("P", (), {"slots": Slots()})  # it has no fetcher and no clock to ask
+    unit = record(Phase.FETCHING, wish())
+    shared = Shared(ports=ports, config=Config(), device="press-7", stored=Stored())
+    step = Step(shared, replace(unit, unit=manifest.model), Config().unit(manifest.model))
+    happened = await fetching.fetch(step)
+    assert happened.event is Event.FETCHED

@@ -26,8 +26,6 @@ from interlock_shared.limits import DOCUMENT_MAX_BYTES, MANIFEST_MAX_BYTES
 from interlock_shared.manifest import Manifest, SegmentRef
 from interlock_shared.seals import encode, seal
 
-WALKS = 8  # of the chain of roots, in one job: a device that slept through more rotations goes on with the next
-
 
 def tell(**line: Any) -> None:
     """One line to the agent."""
@@ -92,19 +90,13 @@ def refresh(job: Job, server: Server) -> tuple[Any, dict[str, Any]]:
     """Trusted metadata from the server, and the facts that the agent journals.
 
     What has expired is refused, and asked for again: newer metadata may come, or the right time."""
-    from interlock_agent.fetcher.trust import Trust  # 0.4 s and 25 MiB: only where metadata is due
+    from interlock_agent.fetcher.trust import walked  # 0.4 s and 25 MiB: only where metadata is due
 
     folder = Path(job.state_dir) / "trust" / "metadata"
-    for left in range(WALKS - 1, -1, -1):
-        chain = Trust(embedded_root(job), folder, server, job.now)
-        try:
-            floors = chain.refresh(job.floors)
-            break
-        except Later as more:
-            if more.code != "more_roots" or not left:
-                raise
-        except Untrusted as refused:
-            raise later_if_expired(refused) from None
+    try:
+        chain, floors = walked(embedded_root(job), folder, server, job.now, job.floors)
+    except Untrusted as refused:
+        raise later_if_expired(refused) from None
     credentials.keep_authority(Path(job.state_dir), (folder / "root.json").read_bytes())
     director = chain.director(job.director_epoch)
     revoked, floors = look(chain, job.installed, floors)

@@ -31,17 +31,16 @@ TOP_ROLES = ("root", "targets")
 
 def believe(job: Job, root: bytes, source: Archive, digest: str) -> dict[str, Any]:
     """Steps 1 to 6; the public keys that may sign a permit. Raises Untrusted, Invalid."""
-    from interlock_agent.fetcher.trust import Trust  # 0.4 s and 25 MiB: only where metadata is due
+    from interlock_agent.fetcher.trust import walked  # 0.4 s and 25 MiB: only where metadata is due
 
     manifest = source.manifest
     refuse_foreign(root, source)  # 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # Judged at the beginning of time nothing has expired: 5 looks at what must hold now.
-        chain = Trust(root, folder, source, 0.0)
         below: dict[str, Any] = {role: job.floors[role] for role in TOP_ROLES if role in job.floors}
         try:
-            chain.refresh(below)  # 2, 3
+            # Judged at the beginning of time nothing has expired: 5 looks at what must hold now.
+            chain, _ = walked(root, folder, source, 0.0, below)  # 2, 3
             director = chain.director(job.director_epoch)
         except Untrusted as older:
             if older.code != "below_floor":

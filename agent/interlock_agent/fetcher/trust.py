@@ -40,6 +40,7 @@ from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES, ROOT
 from interlock_shared.topics import DIRECTOR_TARGET, release_role, target_name
 
 ROTATIONS_MAX = 64  # of root, fetched in one walk; a device that slept longer goes on with the next
+WALKS = 8  # in one job: a device that slept through more than 512 rotations goes on with the next
 ROLES_MAX = 32  # that are looked at for one target; ours are one below `targets`
 TIMESTAMP_MAX_BYTES = 16 * 1024  # names one file
 HISTORY = "root_history"  # every root from the embedded one on, as python-tuf keeps them
@@ -266,6 +267,18 @@ class Trust:
             if signed.is_expired(_moment(now)):
                 ended = signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ")
                 raise Untrusted(f"metadata: {role} expired on {ended}", code="metadata_expired", role=role)
+
+
+def walked(root: bytes, folder: Path, source: MetadataSource, now: float, known: Floors) -> tuple[Trust, Floors]:
+    """A refresh of as many walks as the chain of roots needs, up to WALKS. Raises as `Trust.refresh`."""
+    for left in range(WALKS - 1, -1, -1):
+        chain = Trust(root, folder, source, now)
+        try:
+            return chain, chain.refresh(known)
+        except Later as more:
+            if more.code != "more_roots" or not left:
+                raise
+    raise AssertionError("unreachable: the last turn returns or raises")
 
 
 def _moment(seconds: float) -> datetime:

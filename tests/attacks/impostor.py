@@ -145,6 +145,11 @@ def endless(answers: Answers) -> None:
         answers.wfile.write(bytes(PIECE))
 
 
+def missing(answers: Answers) -> None:
+    """As if it were not there."""
+    answers.reply(404, {}, b"")
+
+
 def crumbs(answers: Answers) -> None:
     """A byte now and then, for as long as somebody listens."""
     answers.send_response(200)

@@ -80,10 +80,10 @@ class Scene:
         except (OSError, ValueError):
             return 0
 
-    def sees_all(self) -> None:
-        """The device has seen the newest metadata: it has been offered a release that is genuine, and breaks its
-        contract, which is refused before anything is measured."""
-        version = self.world.release(width=8)
+    def sees_all(self, version: str = "") -> None:
+        """The device has seen the metadata that it is shown: it is offered a release that is genuine and breaks its
+        contract (that version, else one that is made for it), which is refused before anything is measured."""
+        version = version or self.world.release(width=8)
         rollout = self.one.wish(version)
         unit = self.one.rests(version, assignment=self.world.assignment(rollout)["assignment"])
         assert unit["phase"] == "rejected", unit

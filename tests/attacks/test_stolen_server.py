@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from interlock_shared.topics import target_name
+from tests.attacks import impostor
 from tests.attacks.scene import ROLE, Attack, Scene, scene
 from tests.attacks.thief import DAYS, metadata_path
 from tests.e2e.world import MODEL
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.e2e
 
 UNTRUSTED = ("bad_metadata", "metadata_missing", "below_floor")
 TORN = dict.fromkeys(("timestamp.json", "snapshot.json", "targets.json", f"{ROLE}.json"), "empty")
+ROOT_TORN = {**TORN, "root.json": "empty", "root_history/*.json": "empty"}
 PAST = -timedelta(hours=1)
 GONE = dict.fromkeys(TORN, "gone")
 
@@ -82,6 +84,28 @@ def _rolled_back(s: Scene, role: str, torn: dict[str, str]) -> None:
     s.refuses_version(version, *UNTRUSTED)
 
 
+def _fast_forwarded(s: Scene) -> None:
+    """Versions far ahead, so that nothing of the real server is ever newer; until root takes those keys away."""
+    version = s.world.release(width=8)
+    s.impostor.instead.update(s.thief.files(ahead=1000))
+    s.sees_all(version)
+    s.impostor.instead.clear()
+    s.refuses(*UNTRUSTED)
+    s.world.cli("root", "propose", "--rotate", "timestamp", "--rotate", "snapshot")
+    s.sees_all()
+    assert s.stored("timestamp") < 1000
+
+
+def _root_rolled_back(s: Scene, torn: dict[str, str]) -> None:
+    """The roots since the first are kept from a device, whose own copies are torn."""
+    s.sees_all()
+    assert s.stored("root") > 1, "keys were replaced before"
+    version = s.world.release()
+    s.impostor.behaves.append((r"/v1/metadata/[2-9][0-9]*\.root\.json", impostor.missing))
+    s.tear(torn)
+    s.refuses_version(version, *UNTRUSTED)
+
+
 ROLES = ("timestamp", "snapshot", "targets", ROLE)
 ATTACKS = (
     Attack("online keys sign a new target", _new_target, "refused: the release role has not signed it"),
@@ -109,6 +133,13 @@ ATTACKS = (
         )
         for role in ROLES
         for how, torn in (("intact", {}), ("torn", TORN), ("lost", GONE))
+    ),
+    Attack(
+        "fast-forward of the online roles", _fast_forwarded, "nothing new until root names other keys; then as ever"
+    ),
+    *(
+        Attack(f"rollback of root, store {how}", partial(_root_rolled_back, torn=torn), "refused: its floor is known")
+        for how, torn in (("torn", ROOT_TORN), ("lost", dict.fromkeys(ROOT_TORN, "gone")))
     ),
 )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interlock_server.mqtt_stream import tls_context
 from interlock_shared import topics
 from tests.attacks.impostor import Impostor
 from tests.attacks.thief import Thief
@@ -174,3 +176,11 @@ def impostor_of(made: World) -> Impostor:
     authority = made.data / "keys" / "tls_ca.crt"
     secure = made.url.startswith("https:")
     return Impostor(made.url, made.token, certificate if secure else None, authority if secure else None)
+
+
+def broker_tls(made: World) -> ssl.SSLContext | None:
+    """What a broker needs to be taken for the server's: its certificate, and whose certificates devices have."""
+    keys = made.data / "keys"
+    if not made.url.startswith("https:"):
+        return None
+    return tls_context(keys / "server.pem", keys / "server.pem", (keys / "device_ca.crt").read_bytes())

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from interlock_server.mqtt_stream import tls_context
 from interlock_shared import topics
@@ -23,12 +23,15 @@ DEVICE = "press-7"
 ROLE = topics.release_role(MODEL)
 
 
+S = TypeVar("S", bound="Scene")
+
+
 @dataclass(frozen=True)
-class Attack:
+class Attack(Generic[S]):
     """A row: what somebody does, and what comes of it. `docs/reference/attacks.md` has the same rows."""
 
     name: str
-    case: Callable[[Scene], None]
+    case: Callable[[S], None]
     outcome: str
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from interlock_shared import canonical
+from interlock_shared.documents import Ack
 from tests.attacks.lying_broker import LyingBroker
 from tests.attacks.scene import DEVICE, Attack, Scene, broker_tls, scene
 from tests.attacks.thief import DAYS
@@ -30,9 +33,15 @@ class Liar(Scene):
     broker: LyingBroker = None  # type: ignore[assignment]  # set by the fixture
 
     def desired(self) -> bytes:
-        """What the server wants of the device, as it has signed it."""
-        document = self.world.ask("GET", f"/v1/devices/{DEVICE}/desired")["desired"]
-        return canonical.encode(document)
+        """What the server wants of the device, as it has signed it: what passes through its broker."""
+        return self.desired_of(DEVICE)
+
+    def desired_of(self, device: str) -> bytes:
+        """The same of any device; b"" before the first."""
+        path = f"file:{self.world.data / 'server.db'}?mode=ro"
+        with contextlib.closing(sqlite3.connect(path, uri=True, timeout=30)) as db:
+            found = db.execute("SELECT desired FROM devices WHERE id = ?", (device,)).fetchone()
+        return bytes(found[0] or b"")
 
     def wanted(self, version: str) -> bytes:
         """The envelope after a rollout of that release."""
@@ -70,6 +79,12 @@ class Liar(Scene):
         found = rows(self.one.device, "SELECT document FROM outbox")
         events = [json.loads(row[0]) for row in found]
         return sum(one["kind"] == "refused" and one["reason"] == reason for one in events)
+
+    def outbox(self) -> tuple[str, list[int]]:
+        """Its epoch, and the numbers of the events that wait."""
+        found = rows(self.one.device, "SELECT number FROM outbox")
+        epoch = rows(self.one.device, "SELECT value FROM fact WHERE name = 'outbox_epoch'")
+        return str(json.loads(epoch[0][0])), [number for (number,) in found]
 
     def ignores(self, payload: bytes, reason: str, times: int = 1) -> None:
         """The document is refused for that reason each time, told once, and changes nothing."""
@@ -119,8 +134,8 @@ def _repeated(s: Liar) -> None:
 def _of_another(s: Liar) -> None:
     s.world.device("press-8")
     s.world.roll_out(s.world.release(width=8), {"device": "press-8"})
-    other = until(lambda: s.world.ask("GET", "/v1/devices/press-8/desired")["desired"], "the other's document")
-    s.ignores(canonical.encode(other), "other_device", times=3)
+    other = until(lambda: s.desired_of("press-8"), "the other's document")
+    s.ignores(other, "other_device", times=3)
 
 
 def _forged(s: Liar) -> None:
@@ -128,6 +143,16 @@ def _forged(s: Liar) -> None:
     signature = document["signatures"][0]["sig"]
     document["signatures"][0]["sig"] = ("B" if signature[0] == "A" else "A") + signature[1:]
     s.ignores(canonical.encode(document), "bad_signature", times=3)
+
+
+def _acknowledged(s: Liar) -> None:
+    """Acknowledged before the server has it, an event would be lost."""
+    epoch, held = s.outbox()
+    assert held
+    ack = Ack(device=DEVICE, epoch=epoch, upto=10**6).model_dump(mode="json", by_alias=True)
+    s.broker.say(DEVICE, "ack", canonical.encode(ack))
+    s.listens()
+    assert set(s.outbox()[1]) >= set(held)
 
 
 def _flood(s: Liar) -> None:
@@ -181,6 +206,7 @@ BROKER = (
     Attack("a desired document again and again", _repeated, "carried out once"),
     Attack("a desired document of another device", _of_another, "refused, counted, told once"),
     Attack("a desired document that nobody signed", _forged, "refused, counted, told once"),
+    Attack("events acknowledged that never arrived", _acknowledged, "ignored: the server has not signed it"),
     Attack("a flood of malformed documents", _flood, "refused, counted, told once; the server is not asked each time"),
 )
 DIRECTOR = (
@@ -194,5 +220,5 @@ ATTACKS = (*BROKER, *DIRECTOR)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda one: one.name.replace(" ", "-"))
-def test_a_lying_broker(stage: Liar, attack: Attack) -> None:
+def test_a_lying_broker(stage: Liar, attack: Attack[Liar]) -> None:
     attack.case(stage)

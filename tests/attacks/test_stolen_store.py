@@ -69,7 +69,7 @@ ATTACKS = (
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda one: one.name.replace(" ", "-"))
-def test_a_stolen_store(stage: Scene, attack: Attack) -> None:
+def test_a_stolen_store(stage: Scene, attack: Attack[Scene]) -> None:
     with stage.attack():
         attack.case(stage)
 

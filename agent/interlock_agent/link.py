@@ -56,12 +56,13 @@ class Link:
         self._report_due = asyncio.Event()
         self._incoming = asyncio.Lock()
         self.on_notice: Callable[[], None] = lambda: None  # there may be newer metadata
+        self._doubt = asyncio.Event()  # something was refused that a newer director may have signed
         self._asked_at: float | None = None  # when a document last made us ask for newer metadata
         self.refusals: dict[str, int] = {}  # `document:reason` -> how many; each is reported once, not once a message
 
     async def run(self) -> None:
         """Pump, report and poll until cancelled."""
-        await asyncio.gather(self._pump(), self._report(), self._poll())
+        await asyncio.gather(self._pump(), self._report(), self._poll(), self._clear_up())
 
     # --- in -----------------------------------------------------------------------------------------------------
 
@@ -118,7 +119,8 @@ class Link:
                 raise
             now = self._ports.clock.monotonic()
             if not asked and self._asked_at is not None and now - self._asked_at < ASK_AGAIN_S:
-                raise  # whoever floods the broker does not make the device ask without end; the poll does, too
+                self._doubt.set()  # whoever floods the broker does not make the device ask without end
+                raise
             self._asked_at = now
         await self._engine.shared.trust_moved(await self._ports.fetcher.refresh())
         return look()
@@ -235,6 +237,14 @@ class Link:
                     continue
             await self._ask()
             await self._ports.clock.sleep(self._poll_s * (0.5 + self._ports.clock.dice()))
+
+    async def _clear_up(self) -> None:
+        """What was refused unseen is asked for at its source."""
+        while True:
+            await self._doubt.wait()
+            self._doubt.clear()
+            await self._ports.clock.sleep(ASK_AGAIN_S)
+            await self._ask()
 
     async def _ask(self) -> None:
         try:

@@ -368,6 +368,30 @@ def test_many_changes_are_few_reports_and_their_numbers_grow() -> None:
     world.run(story())
 
 
+def test_what_was_refused_unseen_is_asked_for_and_a_flood_of_it_once_a_minute() -> None:
+    world = World()
+    world.knows()
+
+    async def story() -> None:
+        running = asyncio.create_task(world.link.run())
+        await asyncio.sleep(1)
+        polled = world.fetcher.polled
+        thief = CryptoSigner.generate_ed25519()
+        await world.link.message("desired", desired(10, key=thief))
+        world.knows()
+        world.fetcher.key, world.fetcher.epoch = OTHER_KEY, 2
+        world.fetcher.document = desired(1, epoch=2, key=OTHER_KEY)
+        for _ in range(20):
+            await world.link.message("desired", world.fetcher.document)
+        assert world.engine.orders == []
+        await asyncio.sleep(links.ASK_AGAIN_S + 1)
+        assert (len(world.engine.orders), world.fetcher.polled - polled) == (1, 1)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    world.run(story())
+
+
 def test_where_the_broker_is_silent_the_wish_is_asked_for() -> None:
     world = World()
     world.fetcher.document = desired(7)

@@ -35,10 +35,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
         """Replaced, bent, or as it is."""
         impostor, path = self.server.impostor, self.path.partition("?")[0]
         impostor.asked.append(path)
-        how = impostor.behave.get(path) or next((b for r, b in impostor.behaves if re.fullmatch(r, path)), None)
+        how = next((how for pattern, how in impostor.behaves if re.fullmatch(pattern, path)), None)
         if how is not None:
             self.close_connection = True
             how(self)
+            return
+        if path in impostor.own:
+            self.reply(200, {"Content-Type": "application/json"}, impostor.own[path]())
             return
         if path in impostor.instead:
             self.reply(200, {}, impostor.instead[path])
@@ -76,26 +79,25 @@ class _Listener(http.server.ThreadingHTTPServer):
 
 
 class Impostor:
-    """`instead`: path → body; `bends`: (pattern of paths, what is done to the real body); `behaves`: (pattern, what
-    answers in its own way). `asked`: every path, in order."""
+    """`own`: path → what he has to say himself, always; `instead`: path → body; `bends`: (pattern of paths, what is done
+    to the real body); `behaves`: (pattern, what answers in its own way). `asked`: every path, in order."""
 
-    def __init__(self, url: str, token: str, certificate: Path | None, authority: Path | None) -> None:
+    def __init__(self, url: str, token: str, certificate: Path, authority: Path) -> None:
         self._url, self._token = url, token
-        self._trust = ssl.create_default_context(cafile=str(authority)) if authority else None
+        self._trust = ssl.create_default_context(cafile=str(authority))
+        self.own: dict[str, Callable[[], bytes]] = {}
         self.instead: dict[str, bytes] = {}
-        self.behave: dict[str, Callable[[Answers], None]] = {}
         self.behaves: list[tuple[str, Callable[[Answers], None]]] = []
         self.bends: list[tuple[str, Bend]] = []
         self.asked: list[str] = []
         self._listener = _Listener(("127.0.0.1", 0), Answers)
         self._listener.impostor = self
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            # In the thread of the connection: a client that does not shake hands holds nobody else.
-            self._listener.socket = context.wrap_socket(
-                self._listener.socket, server_side=True, do_handshake_on_connect=False
-            )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        # The handshake in the thread of its connection: a client that does not shake hands holds nobody else.
+        self._listener.socket = context.wrap_socket(
+            self._listener.socket, server_side=True, do_handshake_on_connect=False
+        )
         self.address = f"127.0.0.1:{self._listener.server_address[1]}"
         threading.Thread(target=self._listener.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -112,8 +114,9 @@ class Impostor:
         try:
             yield
         finally:
-            for changed in (self.instead, self.behave, self.behaves, self.bends):
-                changed.clear()
+            self.instead.clear()
+            self.behaves.clear()
+            self.bends.clear()
 
     def real(self, path: str, headers: dict[str, str], body: bytes | None) -> tuple[int, dict[str, str], bytes]:
         """What the real server answers, asked as one of its people: the device's key is on the device."""

@@ -68,6 +68,10 @@ class LyingBroker:
         """Publish to one device, retained; it has been handed on when this returns."""
         self._client.publish(topics.device_topic(kind, device), payload, 1, retain=True).wait_for_publish(DEADLINE_S)
 
+    def notice(self) -> None:
+        """The metadata has moved on: the liar may say that, too."""
+        self._client.publish(topics.NOTICE, b"{}", 1).wait_for_publish(DEADLINE_S)
+
     def shout(self, device: str, kind: str, payload: bytes) -> None:
         """Publish without waiting."""
         self._client.publish(topics.device_topic(kind, device), payload, 1)

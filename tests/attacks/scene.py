@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sqlite3
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -166,6 +167,9 @@ def scene() -> Iterator[Scene]:
         one = watched(made, DEVICE, {"listen": "127.0.0.1:0"})
         with one.web, one.broker, impostor_of(made) as impostor:
             one.web.target = impostor.address
+            # The real server tells this to the device alone, whose key he has not.
+            path = topics.DEVICE_DESIRED.replace("{id}", DEVICE)
+            impostor.own[path] = lambda: b'{"desired":%b}' % (desired_of(made, DEVICE) or b"null")
             one.device.start()
             made.first(one.device)
             with one.traffic() as traffic:
@@ -173,17 +177,21 @@ def scene() -> Iterator[Scene]:
             one.between.close()
 
 
+def desired_of(made: World, device: str) -> bytes:
+    """What the server wants of a device, as it has signed it: it passes through its broker. b"" before the first."""
+    path = f"file:{made.data / 'server.db'}?mode=ro"
+    with contextlib.closing(sqlite3.connect(path, uri=True, timeout=30)) as db:
+        found = db.execute("SELECT desired FROM devices WHERE id = ?", (device,)).fetchone()
+    return bytes(found[0] or b"")
+
+
 def impostor_of(made: World) -> Impostor:
     """He has the server's certificate, too."""
-    certificate = made.data / "keys" / "server.pem"
-    authority = made.data / "keys" / "tls_ca.crt"
-    secure = made.url.startswith("https:")
-    return Impostor(made.url, made.token, certificate if secure else None, authority if secure else None)
+    keys = made.data / "keys"
+    return Impostor(made.url, made.token, keys / "server.pem", keys / "tls_ca.crt")
 
 
-def broker_tls(made: World) -> ssl.SSLContext | None:
+def broker_tls(made: World) -> ssl.SSLContext:
     """What a broker needs to be taken for the server's: its certificate, and whose certificates devices have."""
     keys = made.data / "keys"
-    if not made.url.startswith("https:"):
-        return None
     return tls_context(keys / "server.pem", keys / "server.pem", (keys / "device_ca.crt").read_bytes())

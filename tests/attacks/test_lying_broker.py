@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +14,7 @@ import pytest
 from interlock_shared import canonical
 from interlock_shared.documents import Ack
 from tests.attacks.lying_broker import LyingBroker
-from tests.attacks.scene import DEVICE, Attack, Scene, broker_tls, scene
+from tests.attacks.scene import DEVICE, Attack, Scene, broker_tls, desired_of, scene
 from tests.attacks.thief import DAYS
 from tests.e2e.world import MODEL, rows
 from tests.rig.fleet import until
@@ -34,14 +32,7 @@ class Liar(Scene):
 
     def desired(self) -> bytes:
         """What the server wants of the device, as it has signed it: what passes through its broker."""
-        return self.desired_of(DEVICE)
-
-    def desired_of(self, device: str) -> bytes:
-        """The same of any device; b"" before the first."""
-        path = f"file:{self.world.data / 'server.db'}?mode=ro"
-        with contextlib.closing(sqlite3.connect(path, uri=True, timeout=30)) as db:
-            found = db.execute("SELECT desired FROM devices WHERE id = ?", (device,)).fetchone()
-        return bytes(found[0] or b"")
+        return desired_of(self.world, DEVICE)
 
     def wanted(self, version: str) -> tuple[bytes, str]:
         """The envelope after a rollout of that release, and its assignment."""
@@ -141,7 +132,7 @@ def _repeated(s: Liar) -> None:
 def _of_another(s: Liar) -> None:
     s.world.device("press-8")
     s.world.roll_out(s.world.release(width=8), {"device": "press-8"})
-    other = until(lambda: s.desired_of("press-8"), "the other's document")
+    other = until(lambda: desired_of(s.world, "press-8"), "the other's document")
     s.ignores(other, "other_device", times=3)
 
 
@@ -195,6 +186,11 @@ def _never_released(s: Liar) -> None:
     s.wanted(s.world.release(width=8))  # the server's counter passes his
 
 
+def director(s: Liar) -> dict[str, Any]:
+    """Whom the device obeys."""
+    return dict(json.loads(rows(s.one.device, "SELECT value FROM fact WHERE name = 'director'")[0][0]))
+
+
 def _taken_away(s: Liar) -> None:
     """Counters far ahead strand the device, until the director's key is another one, under the next epoch."""
     s.say(s.signed(2**31))
@@ -202,8 +198,10 @@ def _taken_away(s: Liar) -> None:
     before = s.desired()
     s.world.cli("root", "propose", "--rotate", "director")
     until(lambda: s.desired() != before, "documents of the new director")
+    s.broker.notice()
+    until(lambda: director(s)["epoch"] == 2, "the new director")
     s.listens()
-    s.ignores(stolen, "wrong_epoch")
+    s.ignores(stolen, "bad_signature")
 
 
 BROKER = (

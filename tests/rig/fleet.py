@@ -333,7 +333,8 @@ class Fleet:
 def agent_toml(folder: Path, unit: Mapping[str, Any]) -> str:
     """The agent's configuration: `unit` holds dotted settings of the defaults, e.g. {"trial.lease_s": 30}."""
     lines = ["[device]", f'state_dir = "{folder}/state"', f'run_dir = "{folder}/run"']
-    lines += ["[link]", "backoff_cap_s = 2.0", "[defaults]"]  # a rig's server comes back at once
+    # A rig's server comes back at once, and has no fleet whose devices should not all ask at once.
+    lines += ["[link]", "backoff_cap_s = 2.0", "notice_spread_s = 0.2", "[defaults]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in unit.items()]
     return "\n".join(lines) + "\n"
 

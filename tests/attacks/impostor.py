@@ -79,8 +79,8 @@ class _Listener(http.server.ThreadingHTTPServer):
 
 
 class Impostor:
-    """`own`: path → what he has to say himself, always; `instead`: path → body; `bends`: (pattern of paths, what is done
-    to the real body); `behaves`: (pattern, what answers in its own way). `asked`: every path, in order."""
+    """`own`: path → what he has to say himself, always; `instead`: path → body; `bends`: (pattern of paths, what is
+    done to the real body); `behaves`: (pattern, what answers in its own way). `asked`: every path, in order."""
 
     def __init__(self, url: str, token: str, certificate: Path, authority: Path) -> None:
         self._url, self._token = url, token

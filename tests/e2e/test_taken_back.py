@@ -30,8 +30,6 @@ def made() -> Iterator[World]:
     with world() as found:
         for policy in POLICIES:
             device = found.device(policy, {"revoked": policy})
-            text = device.config.read_text()
-            device.config.write_text(text.replace("[link]\n", "[link]\nnotice_spread_s = 0.0\n"))
             device.start()
         yield found
 

@@ -22,6 +22,7 @@ from tests.rig.fleet import Process, until
 pytestmark = pytest.mark.e2e
 
 PROGRAM = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+CONNECTED = "connected to the broker"
 MISSING = "NO MOSQUITTO ON THIS MACHINE: the external broker is not tested (apt install mosquitto)"
 
 
@@ -94,9 +95,12 @@ def test_the_main_path_over_a_mosquitto_that_restarts(broker: Broker) -> None:
             made.server.kill()
             broker.process.kill()
             one.device.agent.kill()
+            heard = made.server.log.read_text().count(CONNECTED)
             made.start_server(*broker.options)
-            one.device.start_agent()
             broker.start()
+            # Else the first events go to nobody, and are sent again after half a minute.
+            until(lambda: made.server and made.server.log.read_text().count(CONNECTED) > heard, "the server's session")
+            one.device.start_agent()
             back = one.wish(first)
             one.settles(first, back)
             eventually(lambda: one.device.ask("status")["outbox"]["waiting"] == 0, "an empty outbox")

@@ -161,16 +161,10 @@ class Engine:
             await self._order(unit, Event.ROLLBACK, reason="rolled_back")
             return self.record(unit)
 
-    async def turned_bad(self, unit: str, check: str, seen: dict[str, Any]) -> None:
-        """A required check of the confirmed release failed: back to the previous one. Raises NotFound, Busy, Later."""
+    async def order(self, unit: str, event: Event, reason: str, seen: dict[str, Any] | None = None) -> None:
+        """Who watches beside the units' runners has decided. Raises NotFound, Busy, Later."""
         async with self._lock(unit):
-            await self._order(unit, Event.TURNED_BAD, reason=check, data=seen)
-
-    async def drop(self, unit: str, reason: str) -> None:
-        """What is in flight is not switched to, or not confirmed. Raises Busy where it is just switched."""
-        async with self._lock(unit):
-            trial = self.record(unit).phase == Phase.TRIAL.value
-            await self._order(unit, Event.ROLLBACK if trial else Event.CANCEL, reason=reason)
+            await self._order(unit, event, reason=reason, data=seen)
 
     async def again(self, payload_sha256: str) -> list[str]:
         """A person has decided: the units that waited for one over this payload go on. Their names."""
@@ -236,6 +230,8 @@ class Engine:
             raise Busy(f"{unit}: {record.phase}: not now", code="busy", phase=record.phase)
         if row.next is Phase.RESTORING and record.previous is None:
             raise NotFound(f"{unit}: no previous release is in the spare slot", code="no_previous")
+        if row.next is Phase.RESTORING and record.previous and self.shared.revoked(unit, record.previous):
+            raise NotFound(f"{unit}: {record.previous.version} was revoked; nobody goes back to it", code="revoked")
 
     async def _go_on(self, unit: str) -> None:
         while True:

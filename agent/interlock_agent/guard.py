@@ -19,7 +19,7 @@ from interlock_agent.core.probes import PASSING, Probe, after_confirmation, of_c
 from interlock_agent.core.records import Installed, UnitRecord
 from interlock_agent.core.reports import of_installed, told_as
 from interlock_agent.core.revoked import REVOKED
-from interlock_agent.core.states import BEFORE_SWITCH, RESTING, Phase
+from interlock_agent.core.states import BEFORE_SWITCH, RESTING, Event, Phase
 from interlock_agent.core.times import rfc3339
 from interlock_agent.engine import Engine
 from interlock_agent.ports import Ports
@@ -129,7 +129,7 @@ class Guard:
         why = self._stays(record)
         if not why:
             try:
-                await self._engine.turned_bad(record.unit, check, seen)
+                await self._engine.order(record.unit, Event.TURNED_BAD, check, seen)
                 self._goes_back(record.unit, watch.confirmed)
                 return
             except Busy:
@@ -146,7 +146,8 @@ class Guard:
         if self._engine.shared.revocation(record.unit, attempt.wish.manifest_sha256) is None:
             return False
         try:
-            await self._engine.drop(record.unit, REVOKED)
+            out = Event.ROLLBACK if phase is Phase.TRIAL else Event.CANCEL
+            await self._engine.order(record.unit, out, REVOKED)
         except (Busy, NotFound):
             return False  # it has just gone on: the next look
         return True
@@ -158,7 +159,7 @@ class Guard:
         why = self._no_way_back(record) if policy == "back" else policy
         if not why:
             try:
-                await self._engine.turned_bad(record.unit, REVOKED, seen)
+                await self._engine.order(record.unit, Event.TURNED_BAD, REVOKED, seen)
                 self._goes_back(record.unit, confirmed)
                 return
             except Busy:

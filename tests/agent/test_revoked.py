@@ -134,16 +134,13 @@ class Told:
         assert unit == UNIT
         return self.record_
 
-    async def turned_bad(self, unit: str, check: str, seen: dict[str, Any]) -> None:
+    async def order(self, unit: str, event: Event, reason: str, seen: dict[str, Any] | None = None) -> None:
         if self.busy:
             raise Busy("not now")
-        self.orders.append(f"back: {check}: {seen['message']}")
+        self.orders.append(f"{event.value}: {reason}" + (f": {seen['message']}" if seen else ""))
 
     async def configure(self, unit: str) -> None:
         self.orders.append("told the host")
-
-    async def drop(self, unit: str, reason: str) -> None:
-        self.orders.append(f"dropped: {reason}")
 
 
 class Diary:
@@ -164,7 +161,7 @@ def guard(policy: str, record: UnitRecord, *digests: str) -> tuple[Guard, Told, 
     return Guard(cast("Engine", engine), cast("Any", ports), config), engine, diary
 
 
-BACK = f"back: revoked: {WHY['reason']}"
+BACK = f"turned-bad: revoked: {WHY['reason']}"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +207,8 @@ async def test_what_is_in_flight_is_dropped_where_it_can_be(phase: Phase) -> Non
     made, engine, _ = guard("keep", record, BAD.manifest_sha256)
     done = await made._attempt_revoked(record)
     expected = phase.value in "accepted fetching staged gating passed waiting interrupted trial".split()
-    assert (done, engine.orders) == (expected, ["dropped: revoked"] if expected else [])
+    out = "rollback: revoked" if phase is Phase.TRIAL else "cancel: revoked"
+    assert (done, engine.orders) == (expected, [out] if expected else [])
     other, engine, _ = guard("back", record, "c" * 64)
     assert not await other._attempt_revoked(record)
 

@@ -69,6 +69,7 @@ class Repository:
     manifest: Manifest = field(default_factory=the_manifest)
     parts: dict[str, bytes] = field(default_factory=lambda: {canonical.sha256(part): part for part in PARTS})
     released: bool = True
+    revoked: dict[str, Any] = field(default_factory=dict)  # records in the release role, by version
     signed_as: bytes | None = None  # other bytes under the release's name
     director_epoch: int = 1
     devices: tuple[str, ...] | None = (DEVICE,)
@@ -117,7 +118,8 @@ class Repository:
         )  # fmt: skip
         name = topics.target_name(MODEL, VERSION)
         mine = {name: TargetFile.from_data(name, self.signed_as or self.raw, ["sha256"])} if self.released else {}
-        release = Targets(version=v, expires=self._ends("release"), targets=mine)
+        more = {"x-interlock": {"revoked": self.revoked}} if self.revoked else {}
+        release = Targets(version=v, expires=self._ends("release"), targets=mine, unrecognized_fields=more)
         meta = {f"{one}.json": MetaFile(v) for one in ("targets", role)}
         snapshot = Snapshot(version=v, expires=self._ends("snapshot"), meta=meta)
         timestamp = Timestamp(version=v, expires=self._ends("timestamp"), snapshot_meta=MetaFile(v))

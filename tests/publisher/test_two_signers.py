@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -69,7 +70,7 @@ async def named(server: Running, name: str, role: str = "publisher") -> str:
 
 
 async def test_a_release_waits_for_its_second_signer(
-    server: Running, shell: Shell, signers: Signers, folder: Path
+    server: Running, shell: Shell, signers: Signers, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada, bob = await named(server, "ada"), await named(server, "bob")
     first, second = ("--keys", signers.first.path, "--token", ada), ("--keys", signers.second.path, "--token", bob)
@@ -87,6 +88,8 @@ async def test_a_release_waits_for_its_second_signer(
     assert "error[signed_already]" in await shell("release", "sign", "detector", "1.4.0", *first, "--yes", code=1)
     stranger = ("--keys", signers.third.path, "--token", bob)
     assert "error[foreign_key]" in await shell("release", "sign", "detector", "1.4.0", *stranger, "--yes", code=1)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert "Aborted" in await shell("release", "sign", "detector", "1.4.0", *second, code=1)  # nobody said yes
     said = await shell("release", "sign", "detector", "1.4.0", *second, "--yes")
     for words in ("provenance", "gates", "health", "signature", "variants", "files", "other targets of the role"):
         assert words in said

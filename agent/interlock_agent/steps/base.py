@@ -12,7 +12,7 @@ from interlock_agent.core import quarantine, revoked, sideloads
 from interlock_agent.core.gate.gap import Plan
 from interlock_agent.core.gate.limits import effective_limits, limits_digest
 from interlock_agent.core.readings import Word
-from interlock_agent.core.records import Attempt, Quarantined, UnitRecord
+from interlock_agent.core.records import Attempt, Installed, Quarantined, UnitRecord
 from interlock_agent.core.revoked import REVOKED
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.ports import Ports, Source, Stored
@@ -95,6 +95,10 @@ class Shared:
     def revocation(self, unit: str, manifest_sha256: str) -> dict[str, str] | None:
         """What is known of a revoked release; None: it is not revoked."""
         return revoked.of(self.stored.meta, unit, manifest_sha256)
+
+    def revoked(self, unit: str, what: Installed) -> bool:
+        """Whether a release in a slot was taken back by its signers."""
+        return self.revocation(unit, what.manifest_sha256) is not None
 
     def surroundings(self, record: UnitRecord, manifest: Manifest | None) -> quarantine.Surroundings:
         """What a judgement of this attempt depends on."""

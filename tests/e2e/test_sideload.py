@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +366,25 @@ def test_an_install_with_the_server_stopped_does_not_wait_for_it(one: Watcher) -
     assert install(one, file)[0] == 0
     one.web.open()
     one.broker.open()
+
+
+def test_a_server_that_forbids_files_is_heard_and_so_is_that_it_no_longer_does(one: Watcher) -> None:
+    made, before = one.world, one.device.ask("status")["units"][MODEL]["running"]
+    file = exported(made, made.release())
+    assert made.server is not None
+
+    def heard(policy: str) -> bool:
+        found = rows(one.device, "SELECT value FROM fact WHERE name = 'sideload'")
+        return (json.loads(found[0][0]) if found else None) == (policy or None)
+
+    for policy in ("forbid", ""):
+        made.server.stop()
+        made.start_server(*(("--sideload", policy) if policy else ()))
+        until(partial(heard, policy), "the server's policy to be heard")
+        exit_code, answer = install(one, file)
+        if not policy:
+            assert exit_code == 0, answer
+            return
+        assert (exit_code, answer["error"]["code"]) == (16, "sideload_forbidden")
+        assert "by the server" in answer["error"]["message"]
+        assert one.device.ask("status")["units"][MODEL]["running"] == before

@@ -28,7 +28,7 @@ VECTORS = Path(__file__).parents[1] / "vectors"
 CORPUS = Path(".fuzz")
 EXAMPLES = 60  # of hypothesis at a time
 INPUT_S = 10  # an input that takes longer is a finding
-STARTS_S = 60  # of a process, instrumented
+STARTS_S = 120  # of a process, instrumented, on a busy machine
 _EXECUTED = re.compile(r"number_of_executed_units:\s*(\d+)")
 
 
@@ -39,6 +39,7 @@ class Tally:
     guessed: int = 0
     accepted: int = 0
     executed: int = 0  # by atheris
+    late: int = 0  # runs of atheris that did not end in time
     found: list[dict[str, Any]] = field(default_factory=list)
 
     def finding(self, name: str, data: bytes, by: str, error: str) -> None:
@@ -62,6 +63,15 @@ def guess(name: str, tally: Tally, seconds: float) -> None:
             return
 
 
+def _run(command: list[str], timeout_s: float) -> tuple[int | None, str]:
+    """(exit code, what it said); None where the machine was too busy: an input that hangs ends by itself."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return None, ""
+    return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
+
+
 def cover(name: str, tally: Tally, seconds: float) -> None:
     """Atheris, in a process of its own."""
     corpus = CORPUS / name
@@ -70,23 +80,19 @@ def cover(name: str, tally: Tally, seconds: float) -> None:
         (corpus / f"seed-{number}").write_bytes(seed)
     with tempfile.TemporaryDirectory() as folder:
         options = (f"-max_total_time={max(1, round(seconds))}", f"-timeout={INPUT_S}", "-rss_limit_mb=2048")
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "tests.fuzz.coverage_guided", name, *options, f"-max_len={MAX_BYTES}"),
-                *("-print_final_stats=1", f"-artifact_prefix={folder}/", str(corpus)),
-            ],
-            capture_output=True,
-            timeout=seconds + INPUT_S + STARTS_S,
-            check=False,
-        )
-        said = (done.stdout + done.stderr).decode(errors="replace")
+        command = [
+            *(sys.executable, "-m", "tests.fuzz.coverage_guided", name, *options, f"-max_len={MAX_BYTES}"),
+            *("-print_final_stats=1", f"-artifact_prefix={folder}/", str(corpus)),
+        ]
+        code, said = _run(command, seconds + INPUT_S + STARTS_S)
         executed = _EXECUTED.search(said)
         tally.executed += int(executed[1]) if executed else 0
         left = sorted(Path(folder).iterdir())
         for artifact in left:
             tally.finding(name, artifact.read_bytes(), "atheris", said[-1500:])
-        if done.returncode and not left:
-            tally.finding(name, b"", "atheris", f"ended with {done.returncode}: {said[-1500:]}")
+        tally.late += code is None
+        if code and not left:
+            tally.finding(name, b"", "atheris", f"ended with {code}: {said[-1500:]}")
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from interlock_shared import topics
 from interlock_shared.errors import Conflict, Forbidden, NotFound, Untrusted
 from tests.publisher import models
 from tests.publisher.test_main_path import Shell, set_version
-from tests.rig.signers import Signers, two_signers
+from tests.rig.signers import Signers, replaced, two_signers
 
 
 class Clock:
@@ -148,6 +148,24 @@ async def test_what_waits_can_be_dropped_and_ends_by_itself(
     assert (await shell.document("release", "list"))["releases"] == []
     second = ("--keys", signers.second.path, "--yes")
     assert "error[not_pending]" in await shell("release", "sign", "detector", "1.4.0", *second, code=1)
+
+
+async def test_a_key_that_was_replaced_meanwhile_does_not_count(
+    server: Running, shell: Shell, signers: Signers, folder: Path
+) -> None:
+    """The role's metadata has moved on underneath: nothing is pending any more, and the new signers begin anew."""
+    await shell("publish", folder, "--keys", signers.second.path)
+    async with Api(server.url, server.token, server.tls_ca) as api:
+        stored = await asyncio.to_thread(keys.KeyFolder.pending, signers.first)
+        assert stored is not None
+        await api.post(topics.TRUST, await asyncio.to_thread(replaced, signers, stored, "detector"))
+    assert (await shell.document("release", "list"))["releases"] == []
+    sign = ("release", "sign", "detector", "1.4.0", "--yes", "--keys")
+    assert "error[not_pending]" in await shell(*sign, signers.first.path, code=1)
+    assert "error[bad_signature]" in await shell("publish", folder, "--keys", signers.second.path, code=1)
+    await shell("publish", folder, "--keys", signers.first.path)
+    assert "error[foreign_key]" in await shell(*sign, signers.second.path, code=1)
+    assert "published" in await shell(*sign, signers.third.path)
 
 
 async def test_a_revocation_needs_as_many_and_is_for_ever(

@@ -52,3 +52,18 @@ def two_signers(where: Path, online: Mapping[str, Any], model: str, now: datetim
     upload |= {"targets": targets.to_dict(), "delegated": {role: empty.to_dict()}}
     made.first.write(keys.PENDING_FILE, canonical.encode(upload))
     return made, upload
+
+
+def replaced(made: Signers, upload: dict[str, Any], model: str) -> dict[str, Any]:
+    """What is posted to let the third's key take the second's place."""
+    role = topics.release_role(model)
+    targets = Metadata[Targets].from_dict(upload["targets"])
+    targets.signed.revoke_key(made.keyids[1], role)
+    targets.signed.add_key(made.keys[2].public_key, role)
+    targets.signed.version += 1
+    targets.sign(made.first.signer("targets"))
+    empty = Metadata[Targets].from_dict(upload["delegated"][role])
+    empty.signed.version += 1
+    empty.sign(made.keys[0])
+    empty.sign(made.keys[2], append=True)
+    return {**upload, "targets": targets.to_dict(), "delegated": {role: empty.to_dict()}}

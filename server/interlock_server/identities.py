@@ -70,7 +70,7 @@ class Identities:
             "status": known["state"],
             "device": known["device"],
             "certificate": known["certificate"],
-            "labels": invitation["labels"],
+            "labels": known.get("labels", invitation["labels"]),
             "keyid": known["keyid"],
         }
 
@@ -116,8 +116,10 @@ class Identities:
         former = {"device": device, "revoked_at": None}
         replaced = await rows.change("certificates", former, revoked_at=at, reason=REPLACED) > 0
         pem = await self._issue(rows, device, asked["csr"], {"keyid": asked["keyid"], "key": asked["key"]}, now)
+        before = await rows.find("devices", id=device)
+        labels = invitation["labels"] or (before["labels"] if before else {})  # a new key is no new place
         identity = {
-            "labels": invitation["labels"],
+            "labels": labels,
             "key": {"keyid": asked["keyid"], "key": asked["key"]},
             "enrolled_at": at,
             "agent": asked["agent"],
@@ -132,7 +134,7 @@ class Identities:
             await rows.change("devices", {"id": device}, **identity)
         where = {"token": asked["token"], "keyid": asked["keyid"]}
         await rows.change("enrolments", where, certificate=pem)
-        return {**asked, "certificate": pem}, replaced
+        return {**asked, "certificate": pem, "labels": labels}, replaced
 
     async def _issue(self, rows: Rows, device: str, csr: str, public: Mapping[str, Any], now: datetime) -> str:
         issued = await asyncio.to_thread(self._authority.issue, csr.encode(), device, now, self._lifetime)

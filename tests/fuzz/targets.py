@@ -32,7 +32,7 @@ from interlock_agent.fetcher.messages import Job
 from interlock_agent.fetcher.sideload import believe, permitted
 from interlock_agent.fetcher.trust import Trust
 from interlock_server.adapters.device_ca import request_key
-from interlock_server.core import events
+from interlock_server.core import events, mqtt, mqtt_rules
 from interlock_server.http.models import EnrolBody
 from interlock_server.publisher import onnx_file
 from interlock_shared import archive, canonical, floors, trust
@@ -212,6 +212,43 @@ def _floors(data: bytes) -> object:
     return floors.merged(whole, {"root": 1}), floors.recovered(whole, ["snapshot"])
 
 
+def _mqtt(data: bytes) -> object:
+    """A packet as the embedded broker gets it, without its length; what it would answer is made, too."""
+    kind, flags, body = (data[0] >> 4, data[0] & 0x0F, data[1:]) if data else (0, 0, b"")
+    if kind == mqtt.CONNECT:
+        try:
+            return mqtt.parse_connect(body)
+        except mqtt.RefusedConnection as refused:
+            raise Invalid(str(refused)) from None
+    if kind == mqtt.PUBLISH:
+        number, message = mqtt.parse_publish(flags, body)
+        hub = mqtt_rules.Hub()
+        hub.retain("d1", message)
+        assert len(mqtt.publish(message, message.qos, number)) > len(body), "what is passed on has lost something"
+        return list(hub.kept(message.topic)), mqtt_rules.may_publish("d1", message.topic)
+    if kind == mqtt.SUBSCRIBE:
+        hub = mqtt_rules.Hub()
+        number, filters = mqtt.parse_subscribe(flags, body)
+        return mqtt.suback(number, [hub.subscribe("d1", one, qos) for one, qos in filters]), hub.hearers("d1")
+    if kind == mqtt.UNSUBSCRIBE:
+        return mqtt.parse_unsubscribe(flags, body)
+    if kind == mqtt.PUBACK:
+        return mqtt.parse_puback(flags, body)
+    mqtt.parse_empty(kind, flags, body)
+    return None
+
+
+_TOPIC = b"interlock/v1/device/d1/"
+_MQTT = (
+    b"\x10\x00\x04MQTT\x04\x2e\x00\x1e\x00\x02d1\x00\x1f" + _TOPIC + b"presence\x00\x03bye",
+    b"\x32\x00\x1c" + _TOPIC + b"event\x00\x01{}",
+    b"\x82\x00\x01\x00\x1a" + _TOPIC + b"ack\x01",
+    b"\xa2\x00\x02\x00\x1a" + _TOPIC + b"ack",
+    b"\x40\x00\x07",
+    b"\xc0",
+)
+
+
 def _made() -> dict[str, Target]:
     signer = CryptoSigner.generate_ed25519().public_key
     key = {"keyid": signer.keyid, "key": signer.to_dict()}
@@ -245,6 +282,7 @@ def _made() -> dict[str, Target]:
         "archive": Target((_BUNDLE.bundle(),), _head, textual=False),
         "segment": Target((packed,), _segment, textual=False),
         "onnx": Target((_model(),), _onnx, textual=False),
+        "mqtt": Target(_MQTT, _mqtt, textual=False),
     }
 
 

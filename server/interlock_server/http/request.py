@@ -78,12 +78,12 @@ def actor(request: web.Request) -> Actor:
 
 async def body(request: web.Request, kind: type[M], limit: int) -> M:
     """The request's JSON as a model: size and depth capped. Raises Invalid."""
-    data = b""
+    data = bytearray()  # grows in place: a large upload is not copied once a part
     async for part in request.content.iter_chunked(64 * 1024):
         data += part
         if len(data) > limit:
             raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(data))
-    document = canonical.decode(data, limit=limit, what="body")
+    document = canonical.decode(bytes(data), limit=limit, what="body")
     try:
         return kind.model_validate_json(canonical.encode(document))
     except ValidationError as bad:

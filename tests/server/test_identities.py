@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from interlock_server.core import clones
-from interlock_shared import canonical, topics
+from interlock_shared import canonical, topics, trust
 from tests.server.fleet_fixture import MODEL, Device, Fleet, PrivateKey, csr, running
+from tests.server.test_link import verdict
 
 Json = dict[str, Any]
 
@@ -323,3 +324,18 @@ async def test_a_certificate_that_was_renewed_long_ago_is_a_clone_s(fleet: Fleet
     assert (await detail(fleet, "edge-1"))["clone"] is None
     await own_word(fleet, device)
     assert (await detail(fleet, "edge-1"))["clone"]["why"] == clones.FORMER_CERTIFICATE
+
+
+async def test_what_was_signed_before_a_renewal_is_still_the_device_s_word(fleet: Fleet) -> None:
+    device, key = await fleet.enrol("edge-1"), new_key()
+    answer = await fleet.client(None).post("/v1/devices/edge-1/certificate", {"csr": csr(key)}, ssl=device.tls())
+    renewed = fleet.device({**answer, "device": "edge-1", "keyid": "renewed-", "broker": "mqtts://x:1"}, key)
+    await own_word(fleet, renewed)
+    stranger = (await fleet.enrol("edge-2")).key
+    async with device.online() as link:
+        for signer in (device.key, renewed.key, stranger):
+            envelope = trust.seal(verdict(device), trust.VERDICT_TYPE, signer).decode()
+            await link.send("event", device.event("verdict", data={"envelope": envelope}))
+        await link.acked(3)
+    found = (await fleet.admin.get("/v1/devices/edge-1/verdicts"))["verdicts"]
+    assert [one["verified"] for one in reversed(found)] == [True, True, False]

@@ -79,7 +79,7 @@ class Shared:
             meta = self.stored.meta
             new = {**trust, "floors": floors.merged(meta.get("floors") or {}, trust.get("floors") or {})}
             if (meta.get("director") or {}).get("epoch", 0) > (trust.get("director") or {}).get("epoch", 0):
-                del new["director"]
+                new.pop("director", None)
             new[REVOKED] = revoked.merged(meta.get(REVOKED) or {}, trust.get(REVOKED) or {})
             changed = {key: value for key, value in new.items() if meta.get(key, {}) != value}
             if changed:

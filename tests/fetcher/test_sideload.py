@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from interlock_agent.adapters.fetch_client import FetcherProcess
+from interlock_agent.fetcher import sideload
 from interlock_agent.fetcher.trust import Trust
 from interlock_agent.ports import Stored
 from interlock_shared.errors import InterlockError
@@ -314,3 +316,15 @@ async def test_what_is_judged_must_be_what_it_says(tmp_path: Path, data: bytes, 
     device = Device(tmp_path, MINE.root())
     assert await device.refusal(data, install=False) == code
     assert not list(tmp_path.rglob("seal.json"))
+
+
+def test_a_child_that_ends_while_it_judges_leaves_no_store_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with sideload._store() as folder:
+        (folder / "root.json").write_bytes(b"{}")
+        sideload.leave_nothing()
+        assert list(tmp_path.iterdir()) == []
+        folder.mkdir()
+    assert list(tmp_path.iterdir()) == []

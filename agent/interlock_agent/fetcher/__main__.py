@@ -18,7 +18,7 @@ from interlock_agent.fetcher.assemble import Assembly
 from interlock_agent.fetcher.http import Server
 from interlock_agent.fetcher.messages import Job
 from interlock_agent.fetcher.revocations import look
-from interlock_agent.fetcher.sideload import Counted, believe, permitted
+from interlock_agent.fetcher.sideload import Counted, believe, leave_nothing, permitted
 from interlock_shared import canonical, topics
 from interlock_shared import manifest as manifests
 from interlock_shared.errors import InterlockError, Later, Never, NoSpace, Unreachable, Untrusted, to_wire
@@ -46,6 +46,7 @@ class Input:
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 self._lines.put(line)
+        leave_nothing()
         os._exit(3)  # the agent is gone, or no longer wants this
 
     def line(self) -> bytes:

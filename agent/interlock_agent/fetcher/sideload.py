@@ -13,9 +13,11 @@ of time stands in for them.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,24 @@ from interlock_shared.errors import InterlockError, Never, Untrusted
 from interlock_shared.manifest import Manifest
 
 TOP_ROLES = ("root", "targets")
+_stores: set[str] = set()  # where files are being judged
+
+
+def leave_nothing() -> None:
+    """Remove the stores of files that are being judged: this process is about to end in the middle of it."""
+    for name in tuple(_stores):
+        shutil.rmtree(name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _store() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="interlock-") as name:
+        _stores.add(name)
+        try:
+            yield Path(name)
+        finally:
+            _stores.discard(name)
 
 
 def believe(job: Job, root: bytes, source: Archive, digest: str) -> dict[str, Any]:
@@ -35,8 +55,7 @@ def believe(job: Job, root: bytes, source: Archive, digest: str) -> dict[str, An
 
     manifest = source.manifest
     refuse_foreign(root, source)  # 1
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with _store() as folder:
         below: dict[str, Any] = {role: job.floors[role] for role in TOP_ROLES if role in job.floors}
         try:
             # Judged at the beginning of time nothing has expired: 5 looks at what must hold now.

@@ -131,10 +131,10 @@ def test_what_was_wanted_before_a_file_stands_back_and_what_is_wanted_after_repl
     one.broker.open()
     assert made.server_says(never_heard, "superseded")["reason"] == f"sideload {brought}"
     assert made.assignment(confirmed)["state"] == "confirmed"  # it was, and something else was wanted since
-    unit = stands(one, brought, "once")
-    assert (unit["offered"], unit["confirmed"], unit["running"]) == (brought, brought, brought)
-    one.settles(after, one.wish(after))
+    assert stands(one, brought, "once")["running"] == brought
     device = f"/v1/devices/{one.device.name}"
+    until(lambda: made.ask("GET", device)["units"][MODEL]["offered"] == brought, "nothing older to be wanted")
+    one.settles(after, one.wish(after))
     until(lambda: made.ask("GET", device)["units"][MODEL]["sideload"] is None, "nothing of a file to stand")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -62,11 +63,12 @@ class Child:
 
     async def abandon(self) -> None:
         """End it. The end of its standard input is its end; a child that does not listen is killed."""
-        if self._process.returncode is not None:
-            return
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        if self._process.stdin is None:
+            raise AssertionError("started with pipes")
+        self._process.stdin.close()
         await ended(self._process, END_S)
+        with contextlib.suppress(OSError):  # what was still to be written to it
+            await self._process.stdin.wait_closed()
 
 
 class FetcherProcess:

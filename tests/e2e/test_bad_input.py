@@ -180,9 +180,9 @@ ROWS: tuple[tuple[str, int, str], ...] = (
     ("interlock-agent forgive {zeros} --config {config}", 1, "quarantine"),
     ("interlock-agent install {folder}/absent.bundle --config {config}", 1, "absent.bundle"),
     ("interlock-agent install {folder} --config {config}", 1, ""),
-    ("interlock-agent install {folder}/noise.bundle --config {config}", 1, "bundle"),
-    ("interlock-agent install {folder}/empty.bundle --config {config}", 1, "bundle"),
-    ("interlock-agent install - --config {config}", 1, "bundle"),
+    ("interlock-agent install {folder}/noise.bundle --config {config}", 18, "bundle"),
+    ("interlock-agent install {folder}/empty.bundle --config {config}", 18, "bundle"),
+    ("interlock-agent install - --config {config}", 18, "bundle"),
     ("interlock-agent install {folder}/noise.bundle --config {folder}/away.toml", 3, "agent"),
     ("interlock bundle export {model} 1.1.0 -o {folder}/x.bundle --valid-for soon", 2, "--valid-for"),
     ("interlock bundle export {model} 1.1.0 -o {folder}/x.bundle --class colour=red", 1, "colour"),
@@ -193,7 +193,7 @@ ROWS: tuple[tuple[str, int, str], ...] = (
         "{dead}",
     ),
     ("interlock-agent enrol --server {url} --token t --root-sha256 {zeros} --config {folder}/away.toml", 1, "root"),
-    ("interlock-agent enrol --server ftp://x --token t --root-sha256 {zeros} --config {folder}/away.toml", 1, "http"),
+    ("interlock-agent enrol --server ftp://x --token t --root-sha256 {zeros} --config {folder}/away.toml", 2, "https://"),
     ("interlock-host no-such-command", 2, "no-such-command"),
     ("interlock-host run --config {folder}/absent.toml", 2, "absent.toml"),
     ("interlock-host run --config {folder}/bad.toml", 2, "bad.toml"),
@@ -237,18 +237,18 @@ def test_after_all_that_nothing_has_changed(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "code"),
     [
-        "interlock release list --json --token wrong",
-        "interlock device show nobody --json",
-        "interlock-agent verdict nobody --json --config {config}",
-        "interlock-agent install {folder}/noise.bundle --json --config {config}",
+        ("interlock release list --json --token wrong", 1),
+        ("interlock device show nobody --json", 1),
+        ("interlock-agent verdict nobody --json --config {config}", 1),
+        ("interlock-agent install {folder}/noise.bundle --json --config {config}", 18),
     ],
 )
-def test_a_program_gets_the_error_as_a_document(place: Place, words: str) -> None:
+def test_a_program_gets_the_error_as_a_document(place: Place, words: str, code: int) -> None:
     done = place.run(words)
     error = json.loads(done.stdout)["error"]
-    assert done.returncode == 1
+    assert done.returncode == code
     assert error["code"]
     assert error["message"]
 

@@ -124,9 +124,9 @@ def adopt(
     keys: output.Keys = None,
     as_json: output.Json = False,
 ) -> None:
-    """Use a key that is there already: in a hardware token, in a cloud's KMS, in a file.
+    """Use a key that is there already: in a hardware token ($PYKCS11LIB names its module), in a cloud's KMS, in a file.
 
-    Example: PYKCS11LIB=/usr/lib/x86_64-linux-gnu/libykcs11.so interlock keys adopt root hsm:2 --holder alice
+    Example: interlock keys adopt root hsm:2 --holder alice
     """
     folder = holding.folder(keys, passphrase_file)
     _tell(folder, role, folder.adopt(role, uri, holder).keyid, as_json)

@@ -193,7 +193,11 @@ ROWS: tuple[tuple[str, int, str], ...] = (
         "{dead}",
     ),
     ("interlock-agent enrol --server {url} --token t --root-sha256 {zeros} --config {folder}/away.toml", 1, "root"),
-    ("interlock-agent enrol --server ftp://x --token t --root-sha256 {zeros} --config {folder}/away.toml", 2, "https://"),
+    (
+        "interlock-agent enrol --server ftp://x --token t --root-sha256 {zeros} --config {folder}/away.toml",
+        2,
+        "https://",
+    ),
     ("interlock-host no-such-command", 2, "no-such-command"),
     ("interlock-host run --config {folder}/absent.toml", 2, "absent.toml"),
     ("interlock-host run --config {folder}/bad.toml", 2, "bad.toml"),

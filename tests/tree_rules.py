@@ -123,6 +123,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "aiomqtt": ("interlock_agent/adapters/broker.py", "interlock_server/adapters/broker.py"),
     "alembic": ("interlock_server/adapters/database.py", "interlock_server/adapters/migrations/*"),
     "cryptography": (
+        "interlock_shared/trust.py",
         "interlock_agent/adapters/identity.py",
         "interlock_agent/fetcher/credentials.py",
         "interlock_server/adapters/device_ca.py",

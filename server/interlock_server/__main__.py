@@ -329,6 +329,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _command(given: argparse.Namespace) -> int:
+    """A command that reads the data folder. Raises InterlockError."""
+    try:
+        return COMMANDS[given.command](given)
+    except OSError as bad:
+        print(f"interlock-server: {bad.filename or given.command}: {bad.strerror or bad}", file=sys.stderr)
+        return 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The console script. 0: stopped as asked; 1: could not run; 2: asked wrongly."""
     parser = _parser()
@@ -339,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
     runtime.set_up_logs(getattr(given, "log_format", "text"))
     try:
         if given.command in COMMANDS:
-            return COMMANDS[given.command](given)
+            return _command(given)
         settings = config.Settings(
             data=(given.data or config.default_data()).absolute(),
             listen=config.address(given.listen, "--listen"),

@@ -195,10 +195,14 @@ class Identities:
     # --- afterwards ------------------------------------------------------------------------------------------------
 
     async def renew(self, device: str, csr: str, address: str) -> Row:
-        """A certificate for a fresh key; the one before stays valid. `{"certificate", "expires_at"}`."""
+        """A certificate for a fresh key; the one before stays valid. `{"certificate", "expires_at"}`. Raises Invalid
+        (`bad_csr`), Forbidden (`device_revoked`), Busy."""
         public = await asyncio.to_thread(self._authority.public_of, csr.encode())
         now = self._clock()
         async with self._store.writing() as rows:
+            row = await rows.find("devices", id=device)
+            if row is None or row["revoked_at"] is not None:  # since the request was let in
+                raise Forbidden(f"{device} was revoked; enrol again", code="device_revoked")
             recent = stamp(now - timedelta(days=1))
             if len(await rows.list("certificates", device=device, issued_at=(">", recent))) > RENEWALS_A_DAY:
                 raise Busy(f"{device} has renewed {RENEWALS_A_DAY} times within a day", code="too_many_renewals")
@@ -223,6 +227,9 @@ class Identities:
                 await record(rows, at, actor, "device.revoke", device, reason=reason)
             await rows.change("certificates", {"device": device, "revoked_at": None}, revoked_at=at)
             await rows.change("certificates", {"device": device}, reason=REVOKED)
+            # An approval that was not used yet was for the device as it was known then: a person looks again.
+            approved = {"device": device, "state": DONE, "certificate": None}
+            await rows.change("enrolments", approved, state=WAITING)
         await self._cut(device)
         return {"device": device, "revoked_at": row["revoked_at"] or at}
 

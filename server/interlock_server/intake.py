@@ -73,6 +73,9 @@ class Intake:
                 if row is None:
                     self._complain(message.device, InterlockError("is not enrolled"))
                     continue
+                if row["revoked_at"] is not None:  # a broker may still serve it
+                    self.figures["refused"] += 1
+                    continue
                 try:
                     await self._one(rows, row, message, at, result)
                 except InterlockError as refused:

@@ -160,7 +160,8 @@ class Publishing:
         kept = [one for one in held["signatures"] if one["keyid"] in keys]  # one may have been replaced since
         have = {one["keyid"] for one in kept}
         sent = metadata.get("signatures")
-        new = [one for one in sent if one["keyid"] not in have] if isinstance(sent, list) else []
+        listed = sent if isinstance(sent, list) else []
+        new = [one for one in listed if not (isinstance(one, Mapping) and str(one.get("keyid")) in have)]
         merged = {"signed": held["signed"], "signatures": [*kept, *new]}
         checked = await asyncio.to_thread(self._repository.check_release, known["model"], merged, now)
         said = [one for one in known["signatures"] if one["keyid"] in have]

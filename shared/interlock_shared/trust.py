@@ -16,9 +16,11 @@ Documents that are not TUF's own are DSSE envelopes (https://github.com/secure-s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import BaseModel
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
@@ -62,6 +64,21 @@ def load_keys(keys: Mapping[str, Mapping[str, Any]]) -> list[Key]:
         return [SSlibKey.from_dict(keyid, json.loads(json.dumps(key))) for keyid, key in keys.items()]
     except (KeyError, TypeError, ValueError, AttributeError) as bad:
         raise Invalid(f"public key: {bad}", field="keys") from None
+
+
+def different(keys: Iterable[Key]) -> int:
+    """How many keys these are, whatever their ids and their spelling: one key under two ids is one person."""
+    return len({_canonical_id(key) for key in keys})
+
+
+def _canonical_id(key: Key) -> str:
+    public = str(key.keyval.get("public"))
+    try:
+        if key.keytype == "ed25519":
+            return bytes.fromhex(public).hex()
+        return SSlibKey.from_crypto(load_pem_public_key(public.encode())).keyid
+    except (ValueError, UnsupportedAlgorithm):
+        return public  # of a kind that verifies nothing here
 
 
 def open_envelope(data: bytes, payload_type: str, schema: str, kind: type[M], keys: list[Key], what: str) -> M:

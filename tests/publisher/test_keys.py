@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from securesystemslib.signer import SSlibKey
 
 from interlock_server import cli
 from interlock_server.publisher import ceremony, differences, proposal, status
@@ -214,6 +215,13 @@ def test_the_same_key_is_not_two_people(state: State, alice: KeyFolder, tmp_path
     twice = Changes(add={"root": bob * 2}, thresholds={"root": 3})
     assert code_of(lambda: ceremony.following(state, twice, NOW)) == "bad_threshold"
     assert code_of(lambda: ceremony.first(online(), {"root": bob * 2, "targets": bob}, {}, NOW)) == "key_exists"
+    other = SSlibKey("0" * 64, bob[0].keytype, bob[0].scheme, {"public": bob[0].keyval["public"].upper()})
+    twice = Changes(add={"root": [*bob, other]}, thresholds={"root": 3})  # under another id, and in capitals
+    assert code_of(lambda: ceremony.following(state, twice, NOW)) == "key_exists"
+    stolen = SSlibKey(
+        public(alice)["release-detector"][0].keyid, bob[0].keytype, bob[0].scheme, bob[0].keyval
+    )  # in the place of Alice's
+    assert code_of(lambda: ceremony.following(state, Changes(add={"release-detector": [stolen]}), NOW)) == "key_exists"
 
 
 def test_what_is_ours_in_root_outlives_its_changes(state: State, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from interlock_server.config import Settings
 from interlock_server.publisher import keys, parcels, release, signing
 from interlock_server.publisher.client import Api
 from interlock_shared import topics
-from interlock_shared.errors import Conflict, Forbidden, NotFound, Untrusted
+from interlock_shared.errors import Conflict, Forbidden, Invalid, NotFound, Untrusted
 from tests.publisher import models
 from tests.publisher.test_main_path import Shell, set_version
 from tests.rig.signers import Signers, replaced, two_signers
@@ -175,6 +175,8 @@ async def test_a_revocation_needs_as_many_and_is_for_ever(
     name = ("detector", "1.4.0")
     await shell("publish", folder, *first)
     await shell("publish", folder, *second)
+    role = topics.release_role("detector")
+    await asyncio.to_thread(signers.first.create, role)  # for a rotation: it counts later, and signs nothing now
     why = ("--reason", "labels were swapped")
     assert "error[--yes]" not in await shell("release", "revoke", *name, *why, *first, "--json", code=2)
     assert "awaits signatures (1 of 2)" in await shell("release", "revoke", *name, *why, *first, "--yes")
@@ -282,6 +284,10 @@ async def test_the_server_takes_true_signatures_alone(server: Running, signers: 
         forged = {**true, "signatures": [*true["signatures"], {"keyid": mine, "sig": "ab" * 64}]}
         with pytest.raises(Untrusted, match="may not sign"):
             await api.post(route, {"metadata": forged})
+        no_signatures: tuple[Any, ...] = (1, {}, {"keyid": []}, {"keyid": mine})
+        for no_signature in no_signatures:
+            with pytest.raises(Invalid):
+                await api.post(route, {"metadata": {**true, "signatures": [no_signature]}})
         with pytest.raises(Conflict, match="other content"):
             await api.post(route, {"metadata": {**true, "signed": {**true["signed"], "version": 9}}})
         with pytest.raises(NotFound):

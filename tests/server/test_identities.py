@@ -172,6 +172,18 @@ async def test_a_reimaged_device_comes_back_by_an_approval(fleet: Fleet) -> None
     assert (await own_word(fleet, before))[1]["code"] == "device_revoked"
 
 
+async def test_an_approval_does_not_outlive_a_revocation(fleet: Fleet) -> None:
+    await fleet.enrol("cam-1")
+    made, key = await token(fleet, uses=50), new_key()
+    await ask(fleet, made["token"], key, "cam-1")
+    await fleet.admin.post("/v1/devices/cam-1/approve", {})
+    await fleet.admin.post("/v1/devices/cam-1/revoke", {"reason": "stolen"})
+    assert (await ask(fleet, made["token"], key, "cam-1"))[0] == 202
+    assert (await detail(fleet, "cam-1"))["revoked_at"] is not None
+    await fleet.admin.post("/v1/devices/cam-1/approve", {})  # a person has looked again
+    assert (await ask(fleet, made["token"], key, "cam-1"))[0] == 201
+
+
 # --- afterwards ------------------------------------------------------------------------------------------------------
 
 

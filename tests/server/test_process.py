@@ -95,6 +95,13 @@ def test_wrong_options_are_explained(arguments: list[str], capsys: pytest.Captur
     assert capsys.readouterr().err.startswith("interlock-server: ")
 
 
+def test_a_folder_that_cannot_be_had_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("no folder")
+    words = ["broker-config", "mosquitto", "--data", str(tmp_path), "--host", "b.example", "--output"]
+    assert main([*words, str(tmp_path / "file" / "sub")]) == 1
+    assert f"interlock-server: {tmp_path}/file" in capsys.readouterr().err
+
+
 def test_help_and_version_teach(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in ((["--version"], __version__), (["--help"], "admin token"), (["run", "--help"], "--data")):
         with pytest.raises(SystemExit) as ended:

@@ -86,15 +86,15 @@ class Mosquitto:
         while True:
             await self._sleep(RETRY_S)
             passed += RETRY_S
-            for device in sorted(self.uncertain):
-                with contextlib.suppress(Unreachable):
-                    await self.cut(device)
-            if passed >= WRITE_EVERY_S:
-                passed = 0.0
-                try:
+            try:
+                for device in sorted(self.uncertain):
+                    with contextlib.suppress(Unreachable):
+                        await self.cut(device)
+                if passed >= WRITE_EVERY_S:
                     await self.start()
-                except OSError as bad:
-                    log.error("%s could not be written: %s", self._place.crl, bad)
+                    passed = 0.0
+            except Exception:  # the database or the disk: the server goes on, and tries again
+                log.exception("the revocation list %s could not be kept; it is tried again", self._place.crl)
 
     async def cut(self, device: str) -> None:
         """The device's session has ended, and it is refused, when this returns. Raises Unreachable: that could not be

@@ -26,7 +26,7 @@ from tuf.api.serialization import DeserializationError
 
 from interlock_server.core import releases
 from interlock_server.ports import Checked, OnlineSigners
-from interlock_shared import canonical, durable, topics
+from interlock_shared import canonical, durable, topics, trust
 from interlock_shared.base import validate
 from interlock_shared.documents import Director
 from interlock_shared.errors import Conflict, Invalid, NotFound, Untrusted
@@ -64,6 +64,9 @@ def _load(document: Mapping[str, Any], kind: type[Signed], what: str, now: datet
 
 def _verify(delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> None:
     try:
+        keys = [delegator.signed.get_key(keyid) for keyid in delegator.signed.get_delegated_role(role).keyids]
+        if trust.different(keys) != len(keys):
+            raise Untrusted(f"{role}: one of its keys is named twice, and would count twice", code="key_exists")
         delegator.verify_delegate(role, metadata)
     except (RepositoryError, ValueError) as bad:
         raise Untrusted(f"{role}: {bad}", code="bad_signature") from None
@@ -303,6 +306,8 @@ class TufRepository:
         state = self._state.copy()
         loaded: Metadata[Any] = Metadata[Any].from_bytes(metadata)
         name = topics.release_role(model)
+        if name not in state.delegated:
+            raise Untrusted(f"{name}: targets names nobody for it any more", code="unknown_model")
         if state.delegated[name].signed.version >= loaded.signed.version:
             return
         _verify(cast("Metadata[Targets]", state.targets), name, loaded)
@@ -310,7 +315,7 @@ class TufRepository:
         self._write_and_sign(state, now, {})
 
     def refresh(self, now: datetime) -> bool:
-        """Sign anew when the timestamp is a day old, or the clock was set back; whether it did."""
+        """Sign anew when the timestamp is a day old, or the clock was set back; whether it did. Raises Untrusted."""
         self._recover()
         timestamp = self._state.timestamp
         if timestamp is None:
@@ -329,7 +334,11 @@ class TufRepository:
     def _signer(self, root: Metadata[Root], role: str) -> Signer:
         named = root.signed.roles[role].keyids
         signers: Sequence[Signer] = self._keys.candidates(role)
-        return next(one for one in signers if one.public_key.keyid in named)
+        for one in signers:
+            if one.public_key.keyid in named:
+                return one
+        words = f"{role}: root names a key that is not here: put keys/ back or `interlock root propose --rotate {role}`"
+        raise Untrusted(words, code="foreign_online_key")
 
     def _finish(self) -> bool:
         """Write what a power cut or a full disk has left of an upload whose files belong together; whether it did."""

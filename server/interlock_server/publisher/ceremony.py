@@ -32,7 +32,7 @@ from interlock_shared import canonical, topics
 from interlock_shared.base import validate
 from interlock_shared.documents import Director
 from interlock_shared.errors import Conflict, Invalid, NotFound
-from interlock_shared.trust import load_keys
+from interlock_shared.trust import different, load_keys
 
 ONLINE_ROLES = ("snapshot", "timestamp", "director")
 CUSTOM = topics.ROOT_EXTENSION
@@ -244,8 +244,11 @@ def _changed(kept: dict[str, Key], name: str, changes: Changes) -> dict[str, Key
 
 
 def _set_role(role: Role, keys: dict[str, Key], name: str, wanted: list[Key], threshold: int) -> None:
-    if len({key.keyid for key in wanted}) != len(wanted):
+    if different(wanted) != len(wanted):
         raise Conflict(f"{name}: the same key is given twice", code="key_exists")
+    for key in wanted:
+        if key.keyid in keys and keys[key.keyid].keyval != key.keyval:
+            raise Conflict(f"{name}: {key.keyid[:12]}… is the id of another key already", code="key_exists")
     if not 1 <= threshold <= len(wanted):
         raise Invalid(
             f"{name}: {threshold} of {len(wanted)} keys cannot sign; give it keys, or another threshold",

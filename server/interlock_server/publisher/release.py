@@ -117,7 +117,8 @@ async def _join(api: Api, folder: KeyFolder, parcel: Parcel, now: datetime) -> d
             f"{what.said.get('created_at')}: `interlock release show {model} {version}`",
             code="release_pending",
         )
-    if (await asyncio.to_thread(folder.signer, topics.release_role(model))).public_key.keyid in what.signed_by:
+    signer = await asyncio.to_thread(folder.signer, topics.release_role(model), what.may_sign)
+    if signer.public_key.keyid in what.signed_by:
         return await api.get(path(topics.RELEASE, model=model, version=version))
     return await signing.sign(api, what, await signing.own_signer(folder, what))
 

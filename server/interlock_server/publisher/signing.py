@@ -101,12 +101,12 @@ async def pending(api: Api, folder: KeyFolder, model: str, version: str, now: da
     chain = await chain_of(api, folder, model, name)
     try:
         proposed = Metadata[Any].from_dict(dict(said["metadata"]))
+        data = base64.b64decode(str(said["manifest"])) if action == PUBLISH else b""
     except Exception as bad:  # noqa: BLE001 - python-tuf lets parsers' own errors through
         raise Untrusted(f"server: what it gives to sign is no metadata: {bad}", code="bad_proposal") from None
     if not isinstance(proposed.signed, Targets) or not now < proposed.signed.expires <= keys.expires(now):
         raise Untrusted("server: what it gives to sign expires at another time than it should", code="bad_proposal")
     if action == PUBLISH:
-        data = base64.b64decode(str(said["manifest"]))
         expected = added(chain.role, model, version, data, proposed.signed.expires)
         if name in chain.targets:
             raise Untrusted(f"{model} {version} is published already", code="bad_proposal")
@@ -197,8 +197,9 @@ async def revoke(
     """
     if not 0 < len(reason) <= revocation.REASON_MAX:
         raise Invalid(f"--reason: 1 to {revocation.REASON_MAX} characters", field="--reason")
-    signer = await asyncio.to_thread(folder.signer, topics.release_role(model))
     chain = await chain_of(api, folder, model)
+    role = topics.release_role(model)
+    signer = await asyncio.to_thread(folder.signer, role, chain.may_sign(role))
     data = await _manifest(api, chain, model, version)
     await asyncio.to_thread(sure, manifests.parse(data))
     at = now.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from interlock_agent import anchor, logs
 from interlock_agent import config as configuration
-from interlock_agent import logs
 from interlock_agent.adapters.broker import Broker
 from interlock_agent.adapters.clock import SystemClock
 from interlock_agent.adapters.control import ControlSocket
@@ -44,7 +44,7 @@ from interlock_agent.ports import Ports, Stored
 from interlock_agent.refresher import Refresher
 from interlock_agent.renewing import Renewing
 from interlock_shared import canonical, classes, tasks
-from interlock_shared.errors import Conflict, InterlockError
+from interlock_shared.errors import Conflict, InterlockError, Later
 
 log = logging.getLogger("interlock.agent")
 
@@ -89,6 +89,7 @@ class Agent:
         self.host.start()
         stored = await self.engine.load()
         self.fetcher.stored = stored
+        await anchor.settle(stored, self.journal, await asyncio.to_thread(self.identity.embedded_root))
         floor = stored.meta.get("clock_floor")
         if floor:
             self.clock.raise_floor(seconds(str(floor)))
@@ -170,7 +171,10 @@ class Agent:
         while True:
             await self.clock.sleep(FLOOR_EVERY_S)
             if self.clock.floor():
-                await self.journal.put_meta({"clock_floor": rfc3339(self.clock.floor())})
+                try:
+                    await self.journal.put_meta({"clock_floor": rfc3339(self.clock.floor())})
+                except Later as error:  # a full disk: the floor of an hour ago is still one
+                    log.warning("the time floor was not kept: %s", error.message)
 
     async def _feed_watchdog(self) -> None:
         """Tell systemd that the loop turns. Nothing holds it up: engines are built and models run in workers."""

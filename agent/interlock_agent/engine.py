@@ -142,7 +142,11 @@ class Engine:
             if (Phase(record.phase), Event.SUPERSEDE) in ROWS:
                 await self._order(unit, Event.SUPERSEDE, reason="superseded")
             self.shared.sources[wish.assignment] = source
-            await self._order(unit, Event.WISH, wish=wish)
+            try:
+                await self._order(unit, Event.WISH, wish=wish)
+            except InterlockError:
+                del self.shared.sources[wish.assignment]  # an inbox asks every minute
+                raise
             return self.record(unit)
 
     async def unpin(self, unit: str) -> UnitRecord:

@@ -62,10 +62,11 @@ class Renewing:
         try:
             await self._renew()
             await asyncio.to_thread(self._certificate.reload)
-        except InterlockError as error:
-            if error.message != self.trouble:
-                log.log(logging.INFO if isinstance(error, Later) else logging.WARNING, "not renewed: %s", error.message)
-            self.trouble = error.message
+        except (InterlockError, OSError, ValueError) as error:  # the last two: what lies there cannot be read
+            trouble = error.message if isinstance(error, InterlockError) else str(error)
+            if trouble != self.trouble:
+                log.log(logging.INFO if isinstance(error, Later) else logging.WARNING, "not renewed: %s", trouble)
+            self.trouble = trouble
             return False
         self.trouble, self._renewed = "", self._clock.monotonic()
         log.info("the certificate was renewed")

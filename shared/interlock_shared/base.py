@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -39,8 +40,18 @@ FileName = Annotated[
 ]
 """One path component, never a path."""
 
-Timestamp = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")]
-"""RFC 3339 in UTC."""
+
+def _a_moment(text: str) -> str:
+    datetime.fromisoformat(text[:19])  # ValueError: a 13th month, a 61st second
+    return text
+
+
+Timestamp = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z$"),
+    AfterValidator(_a_moment),
+]
+"""RFC 3339 in UTC: a time that there is."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

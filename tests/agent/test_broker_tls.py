@@ -27,7 +27,7 @@ class Clock:
     """Waits shortly; `failed`: after each session that ended."""
 
     def __init__(self) -> None:
-        self.failed = asyncio.Event()
+        self.failed, self.signed = asyncio.Event(), 0.0
 
     async def sleep(self, seconds: float) -> None:
         self.failed.set()
@@ -35,6 +35,9 @@ class Clock:
 
     def dice(self) -> float:
         return 0.5
+
+    def floor(self) -> float:
+        return self.signed
 
 
 class Rig:
@@ -137,6 +140,19 @@ async def test_a_broker_is_believed_by_the_root_and_by_its_name(rig: Rig, tmp_pa
     del broker
     gc.collect()
     assert rig.embedded.figures["refused"] == 0  # neither of them heard a CONNECT
+
+
+async def test_a_broker_s_certificate_that_ended_below_the_floor_is_not_believed(rig: Rig) -> None:
+    rig.known["edge-1"] = rig.cards[0].serial
+    async with rig.broker() as port:
+        broker, clock = rig.device(port)
+        clock.signed = 4_102_444_800.0  # 2100
+        async with running(broker):
+            await until_trouble(broker, clock, "certificate expired at")
+        clock.signed = 0.0
+        async with running(broker) as inbox:
+            rig.server.say(publish(DESIRED, b"one", retain=True))
+            assert await asyncio.wait_for(inbox.get(), 20) == ("desired", b"one")
 
 
 async def test_a_broker_that_announces_too_much_is_left(rig: Rig, free_port: Callable[[], int]) -> None:

@@ -211,3 +211,18 @@ def test_the_same_name_twice_in_a_second_loses_neither(tmp_path: Path) -> None:
         folder.put(folder.look()[0], "done", "2026-01-01T00:00:00.000000Z", {})
     kept = sorted(path.read_bytes() for path in (tmp_path / "in" / "done").glob("*.bundle"))
     assert kept == [b"1", b"2"]
+
+
+def test_a_link_of_an_odd_name_is_refused_in_words_that_can_be_written(tmp_path: Path) -> None:
+    inbox = InboxFolder(tmp_path / "inbox")
+    inbox.prepare()
+    name = os.fsdecode(b"x\xff\x1b[2J.bundle")
+    (inbox.path / name).write_bytes(b"x")
+    seen = inbox.look()[0]
+    (inbox.path / name).unlink()
+    (inbox.path / name).symlink_to("/etc/passwd")
+    with pytest.raises(Forbidden) as refused:
+        inbox.open(seen)
+    assert refused.value.message.encode().decode().isprintable()
+    inbox.put(seen, "refused", "2026-06-01T00:00:00.000000Z", {"message": refused.value.message})
+    assert len(list((inbox.path / "refused").glob("*.json"))) == 1

@@ -11,7 +11,9 @@ import pytest
 
 from interlock_agent.cli import exits
 from interlock_agent.config import Config
+from interlock_agent.core.records import UnitRecord, Wish
 from interlock_agent.core.sideloads import effective
+from interlock_agent.core.states import Phase
 from interlock_agent.engine import Engine
 from interlock_agent.installer import Installer
 from interlock_shared.errors import Busy, Forbidden, Incompatible, InterlockError, Invalid, Never, Untrusted
@@ -100,3 +102,13 @@ def test_each_refusal_has_an_exit_code(error: InterlockError, code: int) -> None
 )
 def test_each_end_has_an_exit_code(phase: str, reason: str, code: int) -> None:
     assert exits.of_answer(phase, reason) == code
+
+
+async def test_a_file_that_cannot_be_taken_now_is_not_held() -> None:
+    """An inbox asks again every minute, for as long as the trial takes."""
+    made = engine()
+    made.stored.units["detector"] = UnitRecord("detector", phase=Phase.TRIAL.value)
+    source: Any = SimpleNamespace()
+    with pytest.raises(Busy):
+        await made.sideload("detector", Wish("1.0.0", "a" * 64, "sideload-1", origin="sideload"), source)
+    assert made.shared.sources == {}

@@ -115,3 +115,13 @@ async def test_what_is_in_the_way_is_told(bench: Bench) -> None:
     bench.error = None
     assert await bench.renewing.once()
     assert bench.renewing.note() == ""
+
+
+async def test_what_lies_there_and_cannot_be_read_is_told_and_ends_nothing(bench: Bench) -> None:
+    def unreadable() -> None:
+        raise ValueError("not a key")
+
+    bench.clock.forward(61 * DAY)
+    bench.certificate.reload = unreadable  # type: ignore[method-assign]
+    assert not await bench.renewing.once()
+    assert bench.renewing.trouble == "not a key"

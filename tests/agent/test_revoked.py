@@ -72,13 +72,17 @@ def test_one_role_that_cannot_be_had_leaves_the_others_looked_at() -> None:
         def role(self, model: str, floors: dict[str, Any]) -> Any:
             if model == "away":
                 raise Later("no link")
+            if model == "broken":  # its keys are in other hands, say
+                return {"targets": {}, "x-interlock": {"revoked": "everything"}}, {**floors, model: 7}
             signed = {"targets": {}, "x-interlock": {"revoked": RECORD}} if model == UNIT else None
             return signed, {**floors, model: 7}
 
     mine = [["1.1.0", "b" * 64, False]]
-    found, floors = revocations.look(cast("Any", Chain()), {"away": mine, "factory": mine, UNIT: mine}, {"root": 1})
+    found, floors = revocations.look(
+        cast("Any", Chain()), {"away": mine, "broken": mine, "factory": mine, UNIT: mine}, {"root": 1}
+    )
     assert found == {UNIT: {"b" * 64: {"version": "1.1.0", "reason": "labels were swapped", "at": WHY["at"]}}}
-    assert floors == {"root": 1, "factory": 7, UNIT: 7}
+    assert floors == {"root": 1, "broken": 7, "factory": 7, UNIT: 7}
 
 
 def test_what_a_unit_holds() -> None:

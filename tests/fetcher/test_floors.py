@@ -7,12 +7,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
 
+from interlock_agent.fetcher import stores
 from interlock_agent.fetcher.trust import HISTORY, ROTATIONS_MAX, Trust
 from interlock_shared import durable, floors
 from interlock_shared.errors import InterlockError, Later, Untrusted
@@ -322,3 +324,25 @@ def test_the_director_goes_with_its_epoch(tmp_path: Path) -> None:
     assert chain.director(1)["epoch"] == 2
     with pytest.raises(Untrusted):
         chain.director(3)
+
+
+def test_the_time_floor_is_bounded_by_what_is_signed_offline_too(tmp_path: Path) -> None:
+    """A thief with the server's keys dates the timestamp as he likes; what people sign later must not look expired."""
+    one = made()
+    one.signed["timestamp"].expires = NOW + timedelta(days=36_500)
+    one.signed["targets"].expires = NOW + timedelta(days=90)
+    one.publish()
+    chain = Trust(one.root, tmp_path / "store", one, AT)
+    chain.refresh({})
+    assert chain.until() == (NOW + timedelta(days=90)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_child_that_ends_inside_a_walk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = made()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    chain = Trust(one.root, tmp_path / "store", one, AT)
+    chain.refresh({})
+    assert len(list((tmp_path / "tmp").iterdir())) == 1
+    stores.leave_nothing()  # what the child does before os._exit, which runs no finalizer
+    assert list((tmp_path / "tmp").iterdir()) == []

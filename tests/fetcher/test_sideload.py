@@ -14,7 +14,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from interlock_agent.adapters.fetch_client import FetcherProcess
-from interlock_agent.fetcher import sideload
+from interlock_agent.fetcher import sideload, stores
 from interlock_agent.fetcher.trust import Trust
 from interlock_agent.ports import Stored
 from interlock_shared.errors import InterlockError
@@ -324,7 +324,7 @@ def test_a_child_that_ends_while_it_judges_leaves_no_store_behind(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with sideload._store() as folder:
         (folder / "root.json").write_bytes(b"{}")
-        sideload.leave_nothing()
+        stores.leave_nothing()
         assert list(tmp_path.iterdir()) == []
         folder.mkdir()
     assert list(tmp_path.iterdir()) == []

@@ -110,3 +110,10 @@ def test_a_name_is_never_a_path_or_a_pattern(name: str) -> None:
         for value in HOSTILE:
             error = refused(name, encoded({**document, field: value}))
             assert error.details["field"] == field
+
+
+@pytest.mark.parametrize("time", ["2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "0000-01-01T00:00:00Z"])
+@pytest.mark.parametrize(("name", "field"), [("desired-signed", "issued_at"), ("permit-signed", "expires_at")])
+def test_a_time_that_there_is_not_is_named(name: str, field: str, time: str) -> None:
+    """Whoever signed it: one that passed would end the agent where it is counted with."""
+    assert refused(name, encoded({**whole(name), field: time})).details["field"] == field

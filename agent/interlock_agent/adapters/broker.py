@@ -115,6 +115,7 @@ class Broker:
         )
         _bound(client)
         async with client:
+            self._check_dates(client)
             for kind in topics.DEVICE_MAY_SUBSCRIBE:
                 await client.subscribe(topics.device_topic(kind, self._device), qos=1)
             await client.subscribe(topics.NOTICE, qos=1)
@@ -129,6 +130,13 @@ class Broker:
                 self._client = None
                 if greeting is not None:
                     await tasks.ended([greeting])
+
+    def _check_dates(self, client: aiomqtt.Client) -> None:
+        """OpenSSL was told not to (fetcher/credentials.py): the floor decides, as over HTTPS. Raises Unreachable."""
+        sock = client._client.socket()  # noqa: SLF001
+        ends = (sock.getpeercert() or {}).get("notAfter") if isinstance(sock, ssl.SSLSocket) else None
+        if ends and ssl.cert_time_to_seconds(str(ends)) < self._clock.floor():
+            raise Unreachable(f"the broker's certificate expired at {ends}")
 
     async def _context(self) -> ssl.SSLContext | None:
         try:

@@ -32,14 +32,17 @@ class Child:
     async def _line(self) -> dict[str, Any]:
         if self._process.stdout is None:
             raise AssertionError("started with pipes")
-        raw = await self._process.stdout.readline()
-        if not raw:
+        try:
+            raw = await self._process.stdout.readline()
+            line = dict(json.loads(raw)) if raw else None
+        except (ValueError, TypeError, RecursionError) as bad:
+            raise Unreachable(f"the fetcher's answer is not one: {bad}", code="fetcher_died") from None
+        if line is None:
             code = await self._process.wait()
             raise Unreachable(f"the fetcher ended with {code}", code="fetcher_died")
-        line = json.loads(raw)
         if "error" in line:
             raise from_wire(line["error"])
-        return dict(line)
+        return line
 
     async def manifest(self) -> dict[str, Any]:
         """What the manifest says, believed."""
@@ -101,16 +104,19 @@ class FetcherProcess:
             descriptor=descriptor,
             **fields,
         )
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "interlock_agent.fetcher",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=(descriptor,) if descriptor >= 0 else (),
-            limit=LINE_MAX,
-            start_new_session=True,  # Ctrl-C is for us; the end of its standard input is for it
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "interlock_agent.fetcher",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=(descriptor,) if descriptor >= 0 else (),
+                limit=LINE_MAX,
+                start_new_session=True,  # Ctrl-C is for us; the end of its standard input is for it
+            )
+        except OSError as bad:  # no memory, no process, no descriptor left: later there may be
+            raise Unreachable(f"the fetcher cannot be started: {bad.strerror}", code="io") from None
         if process.stdin is None:
             raise AssertionError("started with pipes")
         process.stdin.write(messages.encode(job))

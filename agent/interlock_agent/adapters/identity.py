@@ -64,6 +64,13 @@ class Identity:
         """The device's id."""
         return str(self.facts["device"])
 
+    def embedded_root(self) -> str:
+        """The SHA-256 of the root that the enrolment embedded; "" where it cannot be read. Blocks."""
+        try:
+            return canonical.sha256((self._state / "trust" / "root.json").read_bytes())
+        except OSError:
+            return ""
+
     def sign_verdict(self, verdict: Verdict) -> bytes:
         """A DSSE envelope."""
         return trust.seal(verdict, trust.VERDICT_TYPE, self._signer)

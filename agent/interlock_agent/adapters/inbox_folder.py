@@ -88,12 +88,12 @@ class InboxFolder:
             return None
         except OSError as bad:
             if bad.errno == errno.ELOOP:
-                raise Forbidden(f"{entry.name}: it is a link", code="not_a_plain_file") from None
-            raise Later(f"{entry.name}: {bad.strerror}", code="io") from None
+                raise Forbidden(f"{_plain(entry.name)}: it is a link", code="not_a_plain_file") from None
+            raise Later(f"{_plain(entry.name)}: {bad.strerror}", code="io") from None
         now = os.fstat(descriptor)
         if not stat.S_ISREG(now.st_mode):
             os.close(descriptor)
-            raise Forbidden(f"{entry.name}: it is no plain file", code="not_a_plain_file")
+            raise Forbidden(f"{_plain(entry.name)}: it is no plain file", code="not_a_plain_file")
         same = (now.st_ino, now.st_size, now.st_mtime_ns) == (entry.inode, entry.size, entry.changed_ns)
         if not same or _is_written(descriptor):
             os.close(descriptor)
@@ -116,7 +116,7 @@ class InboxFolder:
         except FileNotFoundError:
             return  # who gave it has taken it away again: the note is there
         except OSError as bad:
-            raise Later(f"{entry.name}: {bad.strerror}", code="io") from None
+            raise Later(f"{_plain(entry.name)}: {bad.strerror}", code="io") from None
 
 
 def _wrong(name: str, seen: os.stat_result) -> str:

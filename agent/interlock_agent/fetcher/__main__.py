@@ -12,13 +12,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from interlock_agent.fetcher import credentials, messages
+from interlock_agent.fetcher import credentials, messages, stores
 from interlock_agent.fetcher.archive import Archive
 from interlock_agent.fetcher.assemble import Assembly
 from interlock_agent.fetcher.http import Server
 from interlock_agent.fetcher.messages import Job
 from interlock_agent.fetcher.revocations import look
-from interlock_agent.fetcher.sideload import Counted, believe, leave_nothing, permitted
+from interlock_agent.fetcher.sideload import Counted, believe, permitted
 from interlock_shared import canonical, topics
 from interlock_shared import manifest as manifests
 from interlock_shared.errors import InterlockError, Later, Never, NoSpace, Unreachable, Untrusted, to_wire
@@ -46,7 +46,7 @@ class Input:
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 self._lines.put(line)
-        leave_nothing()
+        stores.leave_nothing()
         os._exit(3)  # the agent is gone, or no longer wants this
 
     def line(self) -> bytes:
@@ -101,7 +101,7 @@ def refresh(job: Job, server: Server) -> tuple[Any, dict[str, Any]]:
     credentials.keep_authority(Path(job.state_dir), (folder / "root.json").read_bytes())
     director = chain.director(job.director_epoch)
     revoked, floors = look(chain, job.installed, floors)
-    facts = {"floors": floors, "director": director, "signed_until": chain.expires("timestamp")}
+    facts = {"floors": floors, "director": director, "signed_until": chain.until()}
     return chain, {**facts, "revoked": revoked}
 
 

@@ -43,7 +43,11 @@ def enrol(job: Job) -> dict[str, Any]:
     state = Path(job.state_dir)
     if not job.server.startswith("https://"):
         raise Invalid(f"{job.server}: a token is sent to an https:// address alone", field="--server", code="no_tls")
-    first, newest = roots(Server(job.server, credentials.unverified()), job.root_sha256)
+    source = Server(job.server, credentials.unverified())
+    try:
+        first, newest = roots(source, job.root_sha256)
+    finally:
+        source.close()
     authority = credentials.authority_of(newest)
     folder = credentials.prepare(state)
     key = _enrolling_key(folder, job.key_type)
@@ -122,7 +126,6 @@ def roots(source: Server, sha256: str) -> tuple[bytes, bytes]:
         if root.version != version:
             raise Untrusted(f"root {version}: calls itself {root.version}", code="bad_root")
         data, trusted = following, root
-    source.close()
     return first, data
 
 

@@ -24,18 +24,18 @@ GONE = "its signers have taken it back"
 def look(
     chain: Trust, installed: Mapping[str, Iterable[Iterable[Any]]], known: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({unit: {manifest digest: facts}} of what is revoked, the new floors). Where a role cannot be had, the others are
-    looked at."""
+    """({unit: {manifest digest: facts}} of what is revoked, the new floors). Where a role cannot be had, or its records
+    cannot be read, the others are looked at: one role's keys hold up nobody else's news."""
     found: dict[str, Any] = {}
     for unit, releases in installed.items():
         try:
             signed, known = chain.role(unit, known)
+            for version, digest, online in releases:
+                facts = of_signed(signed, unit, version, digest, online=bool(online)) if signed else None
+                if facts is not None:
+                    found.setdefault(unit, {})[digest] = facts
         except InterlockError:
             continue
-        for version, digest, online in releases:
-            facts = of_signed(signed, unit, version, digest, online=bool(online)) if signed else None
-            if facts is not None:
-                found.setdefault(unit, {})[digest] = facts
     return found, known
 
 

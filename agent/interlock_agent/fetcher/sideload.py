@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from interlock_agent.fetcher import stores
 from interlock_agent.fetcher.archive import Archive
 from interlock_agent.fetcher.messages import Job
 from interlock_agent.fetcher.revocations import recorded
@@ -29,24 +28,16 @@ from interlock_shared.errors import InterlockError, Never, Untrusted
 from interlock_shared.manifest import Manifest
 
 TOP_ROLES = ("root", "targets")
-_stores: set[str] = set()  # where files are being judged
-
-
-def leave_nothing() -> None:
-    """Remove the stores of files that are being judged: this process is about to end in the middle of it."""
-    for name in tuple(_stores):
-        shutil.rmtree(name, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _store() -> Iterator[Path]:
     """A folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="interlock-") as name:
-        _stores.add(name)
-        try:
-            yield Path(name)
-        finally:
-            _stores.discard(name)
+    folder = stores.make()
+    try:
+        yield folder
+    finally:
+        stores.remove(folder)
 
 
 def believe(job: Job, root: bytes, source: Archive, digest: str) -> dict[str, Any]:

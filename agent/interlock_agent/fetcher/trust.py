@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -31,6 +29,7 @@ from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
+from interlock_agent.fetcher import stores
 from interlock_shared import canonical, durable, floors
 from interlock_shared.base import validate
 from interlock_shared.documents import DIRECTOR_SCHEMA, Director
@@ -91,8 +90,8 @@ class Trust:
 
     def __init__(self, root: bytes, folder: Path, source: MetadataSource, now: float) -> None:
         self._folder, self._source, self._now = folder, source, now
-        self._walk = Path(tempfile.mkdtemp(prefix="interlock-trust-"))
-        weakref.finalize(self, shutil.rmtree, self._walk, ignore_errors=True)
+        self._walk = stores.make()
+        weakref.finalize(self, stores.remove, self._walk)
         durable.make_folder(folder / HISTORY, 0o700)
         self._copy_store()
         self._port = _Port(source, partial(_recover, self._walk, self.version("root", self._walk)))
@@ -203,6 +202,11 @@ class Trust:
         """When a role's trusted file expires (RFC 3339); None when there is none."""
         signed = _signed(self._folder / f"{quote(role, '')}.json")
         return str(signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ")) if signed is not None else None
+
+    def until(self) -> str:
+        """When the first of the top-level roles expires (RFC 3339): not the timestamp's word alone, which a stolen
+        server signs."""
+        return min(filter(None, map(self.expires, TOP_ROLES)))
 
     def director(self, epoch: int) -> dict[str, Any]:
         """Step 7: `{"epoch", "keys"}`. Raises Untrusted, Invalid."""

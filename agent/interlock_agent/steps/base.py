@@ -47,6 +47,7 @@ class Shared:
     fingerprint_sha256: str = ""
     gate_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     gate_owner: str = ""
+    trust_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
     manifests: dict[str, Manifest] = field(default_factory=dict)  # by unit: of the attempt in flight
     gaps: dict[str, Plan] = field(default_factory=dict)  # by unit: what was told of the attempt in flight
@@ -74,8 +75,13 @@ class Shared:
             self.gate_lock.release()
 
     async def trust_moved(self, trust: dict[str, Any] | None) -> None:
-        """What a fetcher now trusts: floors, director, until when. Several fetchers may end in any order."""
+        """What a fetcher now trusts: floors, director, until when. Several fetchers may end in any order: one is taken
+        after the other, and to its end whoever waits for it: journal and memory stay equal, and nothing falls."""
         if trust:
+            await asyncio.shield(asyncio.ensure_future(self._trust_journaled(trust)))
+
+    async def _trust_journaled(self, trust: dict[str, Any]) -> None:
+        async with self.trust_lock:
             meta = self.stored.meta
             new = {**trust, "floors": floors.merged(meta.get("floors") or {}, trust.get("floors") or {})}
             if (meta.get("director") or {}).get("epoch", 0) > (trust.get("director") or {}).get("epoch", 0):
@@ -84,7 +90,7 @@ class Shared:
             changed = {key: value for key, value in new.items() if meta.get(key, {}) != value}
             if changed:
                 await self.ports.journal.put_meta(changed)
-                self.stored.meta.update(changed)
+                meta.update(changed)
 
     def options(self, unit: str) -> dict[str, Any]:
         """What the host needs to know of the unit: with the releases that must not answer, by the owner's policy."""

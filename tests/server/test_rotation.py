@@ -345,10 +345,13 @@ def test_an_upload_that_ends_at_any_write_leaves_a_repository_that_serves(
     assert not list((rig.folder / "keys").glob("*.next.pem"))
 
 
-def test_a_server_that_has_lost_its_keys_says_so_and_gets_fresh_ones(rig: Rig, tmp_path: Path) -> None:
+def test_a_server_that_has_lost_its_keys_says_so_and_gets_fresh_ones(
+    rig: Rig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for path in (tmp_path / "keys").iterdir():
         path.unlink()
     rig.open()
+    assert [one.args for one in caplog.records] == [("snapshot",), ("timestamp",), ("director",)]
     with pytest.raises(Untrusted, match="put keys/ back or `interlock root propose --rotate") as refused:
         rig.repository.refresh(NOW + timedelta(days=2))
     assert refused.value.code == "foreign_online_key"

@@ -9,6 +9,7 @@ offline names the fresh one; then the fresh one takes its place, and the old one
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from securesystemslib.signer import CryptoSigner
 
 from interlock_shared import durable, trust
 from interlock_shared.base import Signed
+
+log = logging.getLogger(__name__)
 
 NAMES = ("snapshot", "timestamp", "director")
 
@@ -76,6 +79,8 @@ class OnlineKeys:
         """
         for role, keyids in named.items():
             fresh = self._next.get(role)
+            if not {one.public_key.keyid for one in self.candidates(role)} & set(keyids):
+                log.error("keys/%s.pem is not the key that devices trust: put it back, or rotate it", role)
             if fresh is None or fresh.public_key.keyid not in keyids:
                 continue
             durable.replace_file(self._path(role), fresh.private_bytes, mode=0o600)

@@ -156,7 +156,7 @@ def test_below_the_threshold_nothing_is_taken(one: Client, role: str) -> None:
     assert one.trusts()["root"] == 2
 
 
-def test_one_key_under_many_names_counts_once(one: Client) -> None:
+def test_one_key_named_again_and_again_counts_once(one: Client) -> None:
     one.refresh()
     root, key = one.repository.signed["root"], CryptoSigner.generate_ed25519()
     for _ in range(3):

@@ -63,6 +63,7 @@ class LyingBroker:
         self._run(self._broker.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(DEADLINE_S)
+        self._loop.close()
 
     def say(self, device: str, kind: str, payload: bytes) -> None:
         """Publish to one device, retained; it has been handed on when this returns."""

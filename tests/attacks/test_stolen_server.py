@@ -20,7 +20,6 @@ UNTRUSTED = ("bad_metadata", "metadata_missing", "below_floor")
 TORN = dict.fromkeys(("timestamp.json", "snapshot.json", "targets.json", f"{ROLE}.json"), "empty")
 ROOT_TORN = {**TORN, "root.json": "empty", "root_history/*.json": "empty"}
 PAST = -timedelta(hours=1)
-GONE = dict.fromkeys(TORN, "gone")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +131,7 @@ ATTACKS = (
             "refused: the floors are in the journal, too",
         )
         for role in ROLES
-        for how, torn in (("intact", {}), ("torn", TORN), ("lost", GONE))
+        for how, torn in (("intact", {}), ("torn", TORN))
     ),
     Attack(
         "fast-forward of the online roles", _fast_forwarded, "nothing new until root names other keys; then as ever"

@@ -37,7 +37,7 @@ ARGS ?=
 JOBS ?= 2
 export KEEP
 
-.PHONY: help venv demo test check bench bench-gate bench-host soak fuzz deb lock closure pages clean distclean fmt lint types tree closure-check
+.PHONY: help venv demo test test-long check bench bench-gate bench-host soak fuzz deb lock closure pages clean distclean fmt lint types tree closure-check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,12 +61,15 @@ $(READY): pyproject.toml shared/pyproject.toml agent/pyproject.toml server/pypro
 demo: $(READY)  ## the main job on real models, start to end (KEEP=1 leaves it running)
 	@$(BIN)/python -m tests.demo $(ARGS)
 
-test: $(READY)  ## all tests, two files at a time (JOBS=1: one); ARGS="-k gate" chooses
+test: $(READY)  ## the tests, two files at a time (JOBS=1: one); ARGS="-k gate" chooses
 	@# Some tests want real brokers or a SoftHSM, and say so aloud where there are none; root may have them installed.
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then for one in mosquitto nats-server softhsm2; do \
 		dpkg -s $$one >/dev/null 2>&1 || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$one >/dev/null 2>&1 || \
 		echo "$$one could not be installed: its tests are skipped" >&2; done; fi
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n $(JOBS) --dist loadscope)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-m "not long" -n $(JOBS) --dist loadscope)
+
+test-long: $(READY)  ## more rows of the tables that `make test` has a slice of
+	@$(BIN)/python -m pytest -m long -n $(JOBS) --dist loadscope $(ARGS)
 
 check: lint types tree closure-check  ## linters, types on both Pythons, tree, documents, closures
 

@@ -7,10 +7,12 @@ import json
 import re
 import sqlite3
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import pytest
 
 from interlock_server.mqtt_stream import tls_context
 from interlock_shared import topics
@@ -34,6 +36,13 @@ class Attack(Generic[S]):
     name: str
     case: Callable[[S], None]
     outcome: str
+    long: bool = False  # another row goes the same way: `make test-long` runs it
+
+
+def rows_of(attacks: Iterable[Attack[S]]) -> list[Any]:
+    """The rows as pytest's parameters."""
+    marks = {True: (pytest.mark.long,), False: ()}
+    return [pytest.param(one, id=one.name.replace(" ", "-"), marks=marks[one.long]) for one in attacks]
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 from interlock_shared import canonical
 from interlock_shared.documents import Ack
 from tests.attacks.lying_broker import LyingBroker
-from tests.attacks.scene import DEVICE, Attack, Scene, broker_tls, desired_of, scene
+from tests.attacks.scene import DEVICE, Attack, Scene, broker_tls, desired_of, rows_of, scene
 from tests.attacks.thief import DAYS
 from tests.e2e.world import MODEL, rows
 from tests.rig.fleet import until
@@ -207,22 +207,22 @@ def _taken_away(s: Liar) -> None:
 BROKER = (
     Attack("replay of an older desired document", _replayed, "ignored"),
     Attack("desired documents in another order", _reordered, "the newest counts, the older is ignored"),
-    Attack("a desired document again and again", _repeated, "carried out once"),
+    Attack("a desired document again and again", _repeated, "carried out once", long=True),
     Attack("a desired document of another device", _of_another, "refused, counted, told once"),
     Attack("a desired document that nobody signed", _forged, "refused, counted, told once"),
     Attack("events acknowledged that never arrived", _acknowledged, "ignored: the server has not signed it"),
     Attack("a flood of malformed documents", _flood, "refused, counted, told once; the server is not asked each time"),
 )
 DIRECTOR = (
-    Attack("director's key: a document that has expired", _expired, "refused"),
+    Attack("director's key: a document that has expired", _expired, "refused", long=True),
     Attack("director's key: a counter far ahead", _far_ahead, "refused"),
-    Attack("director's key: an epoch that was not announced", _of_a_later_epoch, "refused"),
+    Attack("director's key: an epoch that was not announced", _of_a_later_epoch, "refused", long=True),
     Attack("director's key: a release that no release key signed", _never_released, "refused"),
     Attack("director's key: counters that strand the device", _taken_away, "heard again once root names another key"),
 )
 ATTACKS = (*BROKER, *DIRECTOR)
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda one: one.name.replace(" ", "-"))
+@pytest.mark.parametrize("attack", rows_of(ATTACKS))
 def test_a_lying_broker(stage: Liar, attack: Attack[Liar]) -> None:
     attack.case(stage)

@@ -18,7 +18,6 @@ FETCHER = "interlock_agent.fetcher"
 FRONT = "interlock_agent.host.front"
 WORKER = "interlock_agent.host.worker"
 CLIENT = "interlock_agent.client"
-TRUST_CLIENT = "interlock_agent.trust_client"
 SERVER = "interlock_server"
 PUBLISHER = "interlock_server.publisher"
 
@@ -36,7 +35,6 @@ ROOMS: dict[str, tuple[str, ...]] = {
     SHARED: (),
     AGENT: (SHARED, HOST_MESSAGES, FETCHER_MESSAGES),
     FETCHER: (SHARED,),
-    TRUST_CLIENT: (SHARED, FETCHER),  # a program of its own: what the fetcher believes, driven by hand
     HOST: (SHARED, FRONT_MESSAGES, WORKER_MESSAGES),
     FRONT: (WIRE, LIFELINE, PROTOBUF, WORKER_MESSAGES),
     WORKER: (WIRE, LIFELINE, PROTOBUF),
@@ -122,13 +120,12 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "aiohttp": ("interlock_server/http/*", "interlock_server/__main__.py", "interlock_server/publisher/client.py"),
     "aiomqtt": ("interlock_agent/adapters/broker.py", "interlock_server/adapters/broker.py"),
     "alembic": ("interlock_server/adapters/database.py", "interlock_server/adapters/migrations/*"),
+    "amqtt": ("interlock_server/adapters/embedded_broker.py",),
     "cryptography": (
-        "interlock_shared/trust.py",
         "interlock_agent/adapters/identity.py",
-        "interlock_agent/fetcher/credentials.py",
-        "interlock_server/adapters/device_ca.py",
+        "interlock_server/adapters/ca.py",
         "interlock_server/adapters/keys.py",
-        "interlock_server/publisher/signers.py",
+        "interlock_server/publisher/keys.py",
     ),
     "grpc": ("interlock_agent/host/front/rpc.py",),
     "numpy": ("interlock_agent/client.py", "interlock_agent/host/worker/*", "interlock_server/publisher/*"),
@@ -152,7 +149,6 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "interlock_shared/trust.py",
         "interlock_agent/adapters/identity.py",
         "interlock_agent/fetcher/*",
-        "interlock_server/adapters/device_ca.py",
         "interlock_server/adapters/keys.py",
         "interlock_server/adapters/tuf_repository.py",
         "interlock_server/publisher/*",

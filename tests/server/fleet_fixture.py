@@ -6,9 +6,8 @@ import asyncio
 import base64
 import hashlib
 import json
-import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,10 +15,6 @@ from typing import Any
 
 import aiohttp
 import aiomqtt
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
 
@@ -68,8 +63,7 @@ class Offline:
 
     def root(self, online: Json, version: int = 1) -> Json:
         """Root metadata that names the server's keys."""
-        more = {topics.ROOT_EXTENSION: {"tls_ca": online["tls_ca"]}}
-        root = Root(version=version, expires=EXPIRES, consistent_snapshot=True, unrecognized_fields=more)
+        root = Root(version=version, expires=EXPIRES, consistent_snapshot=True)
         root.add_key(self.root_key.public_key, "root")
         root.add_key(self.targets_key.public_key, "targets")
         for role in ("snapshot", "timestamp"):
@@ -136,23 +130,6 @@ def release_body(what: manifest.Manifest, metadata: Json) -> Json:
     return {"manifest": base64.b64encode(manifest.to_bytes(what)).decode(), "metadata": metadata}
 
 
-PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
-
-
-def csr(key: PrivateKey) -> str:
-    """A signing request, as the agent makes it."""
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "whoever")])
-    algorithm = None if isinstance(key, Ed25519PrivateKey) else hashes.SHA256()
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, algorithm)
-    return request.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def pem(key: PrivateKey) -> bytes:
-    """PKCS#8."""
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return key.private_bytes(*form)
-
-
 @dataclass
 class Client:
     """Asks the API."""
@@ -185,12 +162,11 @@ class Client:
 
 @dataclass
 class Device:
-    """What the agent will be: a key, a certificate, events with numbers."""
+    """What the agent will be: a key, a password, events with numbers."""
 
     id: str
     key: CryptoSigner
-    pair: Path  # key and certificate
-    ca: str  # of the server
+    password: str
     host: str
     port: int
     epoch: str = "epoch-0001"
@@ -234,15 +210,9 @@ class Device:
         """One of its topics."""
         return topics.device_topic(kind, self.id)
 
-    def tls(self) -> ssl.SSLContext:
-        """Shows the certificate, believes this server alone."""
-        context = ssl.create_default_context(cadata=self.ca)
-        context.load_cert_chain(self.pair)
-        return context
-
     def connection(self, **more: Any) -> aiomqtt.Client:
         """A connection to the broker, not yet open."""
-        given = {"identifier": self.id, "tls_context": self.tls(), **more}
+        given = {"username": self.id, "password": self.password, "identifier": self.id, **more}
         return aiomqtt.Client(self.host, self.port, protocol=aiomqtt.ProtocolVersion.V311, **given)
 
     @asynccontextmanager
@@ -274,9 +244,7 @@ class Online:
                 message = await anext(aiter(self.client.messages))
                 document = json.loads(message.payload)
                 if str(message.topic).endswith("/ack"):
-                    ack = json.loads(base64.b64decode(document["payload"]))
-                    assert ack["device"] == self.device.id
-                    self.acks.append((ack["epoch"], ack["upto"]))
+                    self.acks.append((document["epoch"], document["upto"]))
                 else:
                     self.desired.append(document)
 
@@ -325,16 +293,12 @@ class Fleet:
     async def enrol(self, name: str, **labels: str) -> Device:
         """A new device."""
         invitation = await self.admin.post(topics.DEVICE_TOKENS, {"labels": labels, "device": name})
-        key = ec.generate_private_key(ec.SECP256R1())
-        body = {"token": invitation["token"], "csr": csr(key), "name": None, "agent": "0.1.0"}
-        return self.device(await self.admin.post(topics.ENROL, body), key)
-
-    def device(self, identity: Json, key: PrivateKey) -> Device:
-        """The device of an enrolment's answer."""
-        pair = self.folder.parent / f"{identity['device']}-{identity['keyid'][:8]}.pem"
-        pair.write_bytes(pem(key) + identity["certificate"].encode())
-        host, _, port = identity["broker"].rpartition("//")[2].rpartition(":")
-        return Device(identity["device"], CryptoSigner(key), pair, self.online["tls_ca"], host, int(port))
+        key = CryptoSigner.generate_ed25519()
+        public = {"keyid": key.public_key.keyid, "key": key.public_key.to_dict()}
+        body = {"token": invitation["token"], "key": public, "name": None, "agent": "0.1.0"}
+        identity = await self.admin.post(topics.ENROL, body)
+        host, _, port = identity["broker"].removeprefix("mqtt://").rpartition(":")
+        return Device(identity["device"], key, identity["broker_password"], host, int(port))
 
     def client(self, token: str | None) -> Client:
         """Somebody else's."""
@@ -352,14 +316,11 @@ async def running(
 ) -> AsyncIterator[Fleet]:
     """A server on that folder; a new one gets its trust metadata."""
     settings = Settings(folder, ("127.0.0.1", ports[0]), broker, ("127.0.0.1", ports[1]), None, None)
-    async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(serve(settings, **more))
-        connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cadata=server.tls_ca))
-        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+    async with serve(settings, **more) as server, aiohttp.ClientSession() as session:
         admin = Client(session, server.url, server.token or token)
         assert admin.token is not None
         online = await admin.get(topics.ONLINE_KEYS)
-        host, _, port = server.broker.rpartition("//")[2].rpartition(":")
+        host, _, port = server.broker.removeprefix("mqtt://").rpartition(":")
         fleet = Fleet(folder, admin, (host, int(port)), offline or Offline(), online, admin.token)
         if offline is None:
             await admin.post(topics.TRUST, fleet.offline.trust(online))

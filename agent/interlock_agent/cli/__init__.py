@@ -33,7 +33,6 @@ COMMANDS = (
     gate.gate,
     change.install,
     change.rollback,
-    change.unpin,
     change.forgive,
     change.health,
 )

@@ -1,1 +1,0 @@
-"""Hostile bytes for every parser that reads what comes from outside: `make fuzz`."""

@@ -37,7 +37,7 @@ ARGS ?=
 JOBS ?= 2
 export KEEP
 
-.PHONY: help venv demo test check bench bench-gate bench-host soak deb lock closure pages clean distclean fmt lint types tree closure-check
+.PHONY: help venv demo test test-long check bench bench-gate bench-host soak fuzz deb lock closure pages clean distclean fmt lint types tree closure-check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,12 +61,15 @@ $(READY): pyproject.toml shared/pyproject.toml agent/pyproject.toml server/pypro
 demo: $(READY)  ## the main job on real models, start to end (KEEP=1 leaves it running)
 	@$(BIN)/python -m tests.demo $(ARGS)
 
-test: $(READY)  ## all tests, two files at a time (JOBS=1: one); ARGS="-k gate" chooses
-	@# One test wants a real Mosquitto, and says so aloud where there is none; root may have it installed.
-	@if [ "$$(id -u)" = 0 ] && ! command -v mosquitto >/dev/null && command -v apt-get >/dev/null; then \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mosquitto >/dev/null 2>&1 || \
-		echo "mosquitto could not be installed: its test is skipped" >&2; fi
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n $(JOBS) --dist loadscope)
+test: $(READY)  ## the tests, two files at a time (JOBS=1: one); ARGS="-k gate" chooses
+	@# Some tests want real brokers or a SoftHSM, and say so aloud where there are none; root may have them installed.
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then for one in mosquitto nats-server softhsm2; do \
+		dpkg -s $$one >/dev/null 2>&1 || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$one >/dev/null 2>&1 || \
+		echo "$$one could not be installed: its tests are skipped" >&2; done; fi
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-m "not long" -n $(JOBS) --dist loadscope)
+
+test-long: $(READY)  ## more rows of the tables that `make test` has a slice of
+	@$(BIN)/python -m pytest -m long -n $(JOBS) --dist loadscope $(ARGS)
 
 check: lint types tree closure-check  ## linters, types on both Pythons, tree, documents, closures
 
@@ -97,6 +100,11 @@ bench-host: $(READY)  ## what applications feel of the host: swaps, kills, ways 
 soak: $(READY)  ## simulation and fuzzing at length, bounded and resumable (ARGS="--minutes 30")
 	@$(BIN)/python -m tests.soak $(ARGS)
 
+fuzz: $(READY)  ## hostile bytes for every parser, bounded (ARGS="--minutes 10"); findings become tests/vectors/
+	@$(UV) sync --frozen --quiet --inexact --all-packages --extra $(EXTRA) --group fuzz || \
+		echo "make fuzz: atheris cannot be installed here" >&2
+	@nice -n 10 $(BIN)/python -m tests.fuzz $(ARGS)
+
 deb:  ## Debian packages (not there yet)
 	@echo "make deb: packages are not built yet; install with pip install ./shared ./agent" >&2; exit 1
 
@@ -113,7 +121,7 @@ fmt: $(READY)  ## format, and mend what the linter can mend
 	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format .
 
 clean:  ## remove what runs left behind: state folders, results, caches
-	@rm -rf .demo .models .bench .soak bench-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	@rm -rf .demo .models .bench .soak .fuzz bench-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
 
 distclean: clean  ## the same, and ./.venv

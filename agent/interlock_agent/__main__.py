@@ -9,21 +9,23 @@ import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from interlock_agent import anchor, logs
 from interlock_agent import config as configuration
-from interlock_agent import logs
 from interlock_agent.adapters.broker import Broker
 from interlock_agent.adapters.clock import SystemClock
 from interlock_agent.adapters.control import ControlSocket
 from interlock_agent.adapters.fetch_client import FetcherProcess
-from interlock_agent.adapters.hardware import LocalHardware
+from interlock_agent.adapters.hardware import LocalHardware, boot
 from interlock_agent.adapters.host_client import HostClient
 from interlock_agent.adapters.identity import Identity
+from interlock_agent.adapters.inbox_folder import InboxFolder
 from interlock_agent.adapters.journal import SqliteJournal
 from interlock_agent.adapters.probes import OwnersProbes
 from interlock_agent.adapters.programs import OwnersPrograms
@@ -34,16 +36,20 @@ from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.description import Describer
 from interlock_agent.engine import Engine
 from interlock_agent.guard import Guard
+from interlock_agent.inbox import Inbox
+from interlock_agent.installer import Installer
 from interlock_agent.link import Link
 from interlock_agent.local_api import LocalApi
 from interlock_agent.ports import Ports, Stored
-from interlock_shared import canonical, tasks
-from interlock_shared.errors import Conflict, InterlockError
+from interlock_agent.refresher import Refresher
+from interlock_agent.renewing import Renewing
+from interlock_shared import canonical, classes, tasks
+from interlock_shared.errors import Conflict, InterlockError, Later
 
 log = logging.getLogger("interlock.agent")
 
 JUDGE_CHANGED_S = 900.0  # between two looks for what was put off when the device had changed
-FLOOR_EVERY_S = 3600.0  # how often the time floor follows the clock
+FLOOR_EVERY_S = 3600.0  # how often the time that has passed is added to the persisted floor
 
 
 class Agent:
@@ -62,10 +68,12 @@ class Agent:
         self.ports = Ports(*world, identity, OwnersPrograms(), OwnersProbes())
         self.engine = Engine(self.ports, config, identity.device)
         self.describer = Describer(self.engine, self.ports, self.host, config)
+        self.renewing = Renewing(identity, self.fetcher.renew, self.clock)
+        self.describer.certificate, self.describer.instance = self.renewing, f"{boot()}-{secrets.token_hex(8)}"
         self.guard = Guard(self.engine, self.ports, config)
-        self.control = ControlSocket(
-            run / "agent.sock", LocalApi(self.engine, self.ports, self.slots, self.describer.status).handle
-        )
+        self.installer = Installer(self.engine, enrolled=bool(identity.facts.get("server")))
+        local = LocalApi(self.engine, self.ports, self.slots, self.installer, self.describer.status)
+        self.control = ControlSocket(run / "agent.sock", local.handle)
         self.broker: Broker | None = None
         self.link: Link | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -75,11 +83,13 @@ class Agent:
         fingerprint = await self.hardware.fingerprint(self.config.defaults.worker_python)
         self.engine.shared.fingerprint = fingerprint
         self.engine.shared.fingerprint_sha256 = canonical.sha256(canonical.encode(fingerprint))
+        self.fetcher.facts = classes.of_device(self.config.device.class_, fingerprint)
         self.host.on_connect.append(self._host_connected)
         self.host.listeners.append(self.describer.host_event)
         self.host.start()
         stored = await self.engine.load()
         self.fetcher.stored = stored
+        await anchor.settle(stored, self.journal, await asyncio.to_thread(self.identity.embedded_root))
         floor = stored.meta.get("clock_floor")
         if floor:
             self.clock.raise_floor(seconds(str(floor)))
@@ -89,6 +99,7 @@ class Agent:
             await self.link.resume()
         await self.control.start()
         self._spawn(self.guard.run())
+        self._watch_inbox()
         self._spawn(self._keep_floor())
         self._spawn(self._judge_changed())
         self._spawn(self._feed_watchdog())
@@ -104,6 +115,13 @@ class Agent:
     def _spawn(self, work: Any) -> None:
         self._tasks.append(asyncio.create_task(work))
 
+    def _watch_inbox(self) -> None:
+        settings = self.config.sideload
+        if settings.inbox is not None:
+            inbox = Inbox(InboxFolder(settings.inbox), self.installer, self.clock, settings.inbox_s)
+            self.describer.inbox = inbox
+            self._spawn(inbox.run())
+
     def _connect_link(self) -> None:
         facts = self.identity.facts
         if not facts.get("broker"):
@@ -112,19 +130,23 @@ class Agent:
         self.broker = Broker(
             str(facts["broker"]),
             self.identity.device,
-            str(facts.get("broker_password", "")),
             self.clock,
+            tls=self.identity.tls,
             keepalive_s=self.config.link.keepalive_s,
             cap_s=self.config.link.backoff_cap_s,
         )
         self.link = Link(self.ports, self.engine, self.broker, self.describer.reported, self.config.link.poll_s)
+        refresher = Refresher(self.engine, self.ports, self.config.link.notice_spread_s, self.config.link.refresh_s)
+        self.link.on_notice = refresher.noticed
+        self._spawn(refresher.run())
         self.broker.on_message = self.link.message
         self.broker.on_connect = self.link.connected
-        self.describer.broker = self.broker
+        self.describer.broker, self.describer.refused = self.broker, self.link.refusals
         self.engine.on_change = self.link.changed
         self.describer.on_serving = self.link.changed
         self._spawn(self.broker.run())
         self._spawn(self.link.run())
+        self._spawn(self.renewing.run())
 
     async def _host_connected(self) -> None:
         """Make sure that the host knows every unit; learn the generations that it has seen."""
@@ -148,7 +170,11 @@ class Agent:
     async def _keep_floor(self) -> None:
         while True:
             await self.clock.sleep(FLOOR_EVERY_S)
-            await self.journal.put_meta({"clock_floor": rfc3339(self.clock.now())})
+            if self.clock.floor():
+                try:
+                    await self.journal.put_meta({"clock_floor": rfc3339(self.clock.floor())})
+                except Later as error:  # a full disk: the floor of an hour ago is still one
+                    log.warning("the time floor was not kept: %s", error.message)
 
     async def _feed_watchdog(self) -> None:
         """Tell systemd that the loop turns. Nothing holds it up: engines are built and models run in workers."""

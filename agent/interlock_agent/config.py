@@ -20,6 +20,7 @@ from interlock_agent.sections import (
     Batching,
     Hook,
     Section,
+    Sideload,
     SystemdUnit,
     TensorRt,
     Triton,
@@ -69,6 +70,7 @@ class Device(Section):
 
     state_dir: Path = Path("/var/lib/interlock")  # slots, journal, identity, trust: must survive a power cut
     run_dir: Path = Path("/run/interlock")  # sockets
+    class_: Name | Literal[""] = Field(default="", alias="class")  # the owner's name for what this device is
 
 
 class UnitGate(Section):
@@ -92,7 +94,7 @@ class UnitGate(Section):
     energy_max_j: Limit | None = None  # of the device, for one inference
     allow_none: bool = False  # a manifest may switch its gates off
     inconclusive_max: int = Field(default=3, ge=1)  # judgements without a result before a person decides
-    inconclusive_wait_s: float = Field(default=300.0, ge=0)
+    inconclusive_wait_s: float = Field(default=300.0, ge=0, le=30 * 86_400)
     window: Windows = ()  # when a gate may begin, by the device's own clock; none: at any time
     live_slowdown_max: float = Field(default=1.25, gt=1)  # of the live models' p99 while a gate runs; above, it yields
     variants: Literal["fastest"] | tuple[Name, ...] = "fastest"  # of a release: the fastest that is right, or by name
@@ -210,6 +212,7 @@ class Unit(Section):
     gate: UnitGate = UnitGate()
     trial: UnitTrial = UnitTrial()
     health: UnitHealth = UnitHealth()
+    revoked: Literal["back", "stop", "keep"] = "back"  # what becomes of a release that serves, and is taken back
     hook: Hook | None = None  # for an application that reads `live`
     triton: Triton | None = None  # a server that loads what is live
     access: Access = Access()  # who may ask
@@ -320,6 +323,8 @@ class Link(Section):
     poll_s: float = Field(default=POLL_S, gt=0)  # backstop of MQTT
     keepalive_s: int = Field(default=30, ge=5)
     backoff_cap_s: float = Field(default=60.0, gt=0)
+    notice_spread_s: float = Field(default=60.0, ge=0)  # devices ask for new metadata spread over this time
+    refresh_s: float = Field(default=6 * 3600.0, gt=0)  # and without a notice so often, jittered
 
 
 class Config(Section):
@@ -327,6 +332,7 @@ class Config(Section):
 
     device: Device = Device()
     link: Link = Link()
+    sideload: Sideload = Sideload()
     defaults: Defaults = Defaults()
     units: dict[Name, Unit] = Field(default_factory=dict)
     log_format: Literal["text", "json"] = "text"

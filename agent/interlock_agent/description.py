@@ -4,19 +4,22 @@ installed, confirmed, running now) are taken from where each of them is true, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from interlock_agent.config import Config
+from interlock_agent.core import sideloads
 from interlock_agent.core.records import UnitRecord
 from interlock_agent.core.states import RESTING, Phase
-from interlock_agent.core.times import rfc3339
+from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.engine import Engine
 from interlock_agent.host import messages
 from interlock_agent.ports import Ports
 from interlock_shared import __version__
 from interlock_shared.documents import REPORTED_SCHEMA
 from interlock_shared.errors import Later, Refused
+
+SKEW_S = 60.0  # by which clocks differ without a word
 
 
 class HostView(Protocol):
@@ -36,9 +39,25 @@ class BrokerView(Protocol):
         """Whether a session is open."""
 
 
+class CertificateView(Protocol):
+    """What is to be known of the device's certificate."""
+
+    def describe(self) -> dict[str, str] | None:
+        """Its end, its renewal, what is in the way."""
+
+    def note(self) -> str:
+        """What a person should know."""
+
+
 def release_version(release: str) -> str | None:
     """The version of a release as the host names it (`model/version`)."""
     return release.rpartition("/")[2] or None
+
+
+class InboxView(Protocol):
+    """What is to be known of the watched folder."""
+
+    trouble: str
 
 
 class Describer:
@@ -47,6 +66,10 @@ class Describer:
     def __init__(self, engine: Engine, ports: Ports, host: HostView, config: Config) -> None:
         self._engine, self._ports, self._host, self._config = engine, ports, host, config
         self.broker: BrokerView | None = None
+        self.inbox: InboxView | None = None
+        self.refused: Mapping[str, int] = {}  # of the link: `document:reason` -> how many since the start
+        self.certificate: CertificateView | None = None
+        self.instance = ""  # of this start on this boot: two at once are two devices with one identity
         self.on_serving: Callable[[str], None] = lambda unit: None
         self._units: dict[str, dict[str, Any]] = {}
         self._looking: set[asyncio.Task[None]] = set()
@@ -90,6 +113,7 @@ class Describer:
             "reason": record.reason,
             "assignment": attempt.wish.assignment if attempt else None,
             "manifest_sha256": attempt.wish.manifest_sha256 if attempt else None,
+            "sideload": sideloads.report(record.confirmed, self._engine.shared.sideload_policy()),
             "fallback": installed[spare] if host.get("confirmed_slot") else None,
             "alarm": self._alarm(record.unit).get("check"),
         }
@@ -104,6 +128,8 @@ class Describer:
         by_hand = attempt is not None and attempt.wish.origin == "sideload" and Phase(record.phase) not in RESTING
         if attempt is not None and (wanted is None or by_hand):
             return attempt.wish.version
+        if record.confirmed and sideloads.stands(record.confirmed, wanted, self._engine.shared.sideload_policy()):
+            return record.confirmed.version
         return wanted.version if wanted else None
 
     async def _units_now(self) -> dict[str, dict[str, Any]]:
@@ -119,6 +145,7 @@ class Describer:
             "schema": REPORTED_SCHEMA,
             "device": self._engine.device,
             "number": number,
+            "instance": self.instance,
             "outbox_epoch": epoch,
             "outbox_floor": floor,
             "agent": __version__,
@@ -128,6 +155,7 @@ class Describer:
             "fingerprint_sha256": shared.fingerprint_sha256,
             "units": await self._units_now(),
             "clock_floor": meta.get("clock_floor"),
+            "refused": dict(self.refused),
             "notes": self._notes(),
         }
 
@@ -135,9 +163,15 @@ class Describer:
         notes = list(self._engine.stored.notes)
         if self._host.refusal:
             notes.append(f"host: {self._host.refusal}")
-        floor = self._engine.stored.meta.get("clock_floor")
-        if floor and rfc3339(self._ports.clock.now()) < str(floor):
-            notes.append("the clock is behind")
+        if self.inbox is not None and self.inbox.trouble:
+            notes.append(f"the inbox is not watched: {self.inbox.trouble}")
+        clock, until = self._ports.clock, self._engine.stored.meta.get("signed_until")
+        if clock.behind() > SKEW_S:
+            notes.append(f"clock: it lies {clock.behind():.0f} s behind signed times, and is not believed")
+        if until and clock.now() > seconds(str(until)):
+            notes.append(f"trust: the metadata expired at {until} by this clock: nothing new before a refresh")
+        if self.certificate is not None and self.certificate.note():
+            notes.append(self.certificate.note())
         return notes
 
     async def status(self) -> dict[str, Any]:
@@ -154,6 +188,7 @@ class Describer:
             unit["host"] = self._units.get(name)
         link = None if self.broker is None else {"connected": self.broker.connected, "trouble": self.broker.trouble}
         document["link"] = link
+        document["certificate"] = self.certificate.describe() if self.certificate else None
         document["outbox"] = {"epoch": epoch, "waiting": following - floor}
         document["quarantine"] = [
             {"payload_sha256": q.payload_sha256, "version": q.version, "reason": q.reason, "at": q.at}

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from interlock_agent.config import Config
-from interlock_agent.core import wishes
+from interlock_agent.core import sideloads, wishes
 from interlock_agent.core.records import Attempt, Transition, UnitRecord, Wish
 from interlock_agent.core.reports import reports
 from interlock_agent.core.states import RESTING, ROWS, SERVING_TRIAL, Effect, Event, Phase, resume
@@ -123,8 +123,8 @@ class Engine:
 
     async def _reconsider(self, unit: str) -> None:
         async with self._lock(unit):
-            record = self.record(unit)
-            choice = wishes.choose(record, self.shared.desired.get(unit), self.shared.spread_s)
+            wanted, policy = self.shared.desired.get(unit), self.shared.sideload_policy()
+            choice = wishes.choose(self.record(unit), wanted, self.shared.spread_s, policy)
             if choice is None:
                 return
             if choice.event is Event.SUPERSEDE:
@@ -142,8 +142,22 @@ class Engine:
             if (Phase(record.phase), Event.SUPERSEDE) in ROWS:
                 await self._order(unit, Event.SUPERSEDE, reason="superseded")
             self.shared.sources[wish.assignment] = source
-            await self._order(unit, Event.WISH, wish=wish)
+            try:
+                await self._order(unit, Event.WISH, wish=wish)
+            except InterlockError:
+                del self.shared.sources[wish.assignment]  # an inbox asks every minute
+                raise
             return self.record(unit)
+
+    async def unpin(self, unit: str) -> UnitRecord:
+        """What a file brought may be replaced by what the server wants. Raises NotFound (`not_sideloaded`), Busy."""
+        async with self._lock(unit):
+            after = sideloads.unpinned(self.record(unit))
+            if Phase(after.phase) not in RESTING:  # nobody else is about to change the record
+                raise Busy(f"{unit}: {after.phase}: not now", code="busy", phase=after.phase)
+            await self._commit(Transition(after, after.phase, "unpinned", rfc3339(self.ports.clock.now())))
+        self._ask_again(unit)
+        return after
 
     async def rollback(self, unit: str) -> UnitRecord:
         """Go back: out of a trial at once, else to the previous confirmed release. Raises NotFound, Busy."""
@@ -151,10 +165,10 @@ class Engine:
             await self._order(unit, Event.ROLLBACK, reason="rolled_back")
             return self.record(unit)
 
-    async def turned_bad(self, unit: str, check: str, seen: dict[str, Any]) -> None:
-        """A required check of the confirmed release failed: back to the previous one. Raises NotFound, Busy, Later."""
+    async def order(self, unit: str, event: Event, reason: str, seen: dict[str, Any] | None = None) -> None:
+        """Who watches beside the units' runners has decided. Raises NotFound, Busy, Later."""
         async with self._lock(unit):
-            await self._order(unit, Event.TURNED_BAD, reason=check, data=seen)
+            await self._order(unit, event, reason=reason, data=seen)
 
     async def again(self, payload_sha256: str) -> list[str]:
         """A person has decided: the units that waited for one over this payload go on. Their names."""
@@ -188,8 +202,7 @@ class Engine:
 
     async def configure(self, unit: str) -> None:
         """Make sure that the host has the unit's socket and front. Raises Unreachable, Refused."""
-        options = self.config.unit(unit).options()
-        await self.ports.host.request(messages.Configure(unit, self.config.listen(unit), options))
+        await self.ports.host.request(messages.Configure(unit, self.config.listen(unit), self.shared.options(unit)))
 
     # --- the machine --------------------------------------------------------------------------------------------
 
@@ -221,6 +234,8 @@ class Engine:
             raise Busy(f"{unit}: {record.phase}: not now", code="busy", phase=record.phase)
         if row.next is Phase.RESTORING and record.previous is None:
             raise NotFound(f"{unit}: no previous release is in the spare slot", code="no_previous")
+        if row.next is Phase.RESTORING and record.previous and self.shared.revoked(unit, record.previous):
+            raise NotFound(f"{unit}: {record.previous.version} was revoked; nobody goes back to it", code="revoked")
 
     async def _go_on(self, unit: str) -> None:
         while True:
@@ -361,7 +376,8 @@ class Engine:
         if happened.event is Event.SLOT_FILLED:
             after = replace(after, previous=None)  # the spare slot holds the candidate now
         if phase is Phase.CONFIRMED and happened.event is Event.YES:
-            after = wishes.confirmed(after, self.shared.fingerprint_sha256)
+            known, at = self.shared.desired.get(after.unit), rfc3339(self.ports.clock.now())
+            after = wishes.confirmed(after, self.shared.fingerprint_sha256, at, known)
             self.shared.judged_again.discard(after.unit)
         if before.phase == Phase.REGATING.value and happened.event in (Event.ACCEPT, Event.REJECT):
             after = replace(after, fingerprint=self.shared.fingerprint_sha256)  # judged, and told: once is enough

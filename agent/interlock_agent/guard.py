@@ -17,8 +17,9 @@ from interlock_agent.config import Config, Unit
 from interlock_agent.core import quarantine
 from interlock_agent.core.probes import PASSING, Probe, after_confirmation, of_check
 from interlock_agent.core.records import Installed, UnitRecord
-from interlock_agent.core.reports import of_installed
-from interlock_agent.core.states import BEFORE_SWITCH, RESTING, Phase
+from interlock_agent.core.reports import of_installed, told_as
+from interlock_agent.core.revoked import REVOKED
+from interlock_agent.core.states import BEFORE_SWITCH, RESTING, Event, Phase
 from interlock_agent.core.times import rfc3339
 from interlock_agent.engine import Engine
 from interlock_agent.ports import Ports
@@ -87,6 +88,8 @@ class Guard:
 
     async def _look(self, unit: str) -> None:
         record = self._engine.record(unit)
+        if await self._attempt_revoked(record):
+            return
         known = self._watches.get(unit)
         if record.confirmed is None or record.phase not in WATCHES:
             await self._end(unit)
@@ -96,6 +99,10 @@ class Guard:
             known = self._watches[unit] = Watch(record.confirmed, await self._begin(record, record.confirmed))
         await known.watcher.look()
         self._engine.shared.checks[unit] = known.watcher.rows()
+        revocation = self._engine.shared.revocation(unit, record.confirmed.manifest_sha256)
+        if revocation is not None:
+            await self._revoked(record, record.confirmed, revocation)
+            return
         failing = known.watcher.board.failing()
         if failing:
             await self._bad(record, known, failing)
@@ -122,7 +129,7 @@ class Guard:
         why = self._stays(record)
         if not why:
             try:
-                await self._engine.turned_bad(record.unit, check, seen)
+                await self._engine.order(record.unit, Event.TURNED_BAD, check, seen)
                 self._goes_back(record.unit, watch.confirmed)
                 return
             except Busy:
@@ -130,6 +137,39 @@ class Guard:
             except NotFound:
                 why = "no_fallback"
         await self._alarm(record, watch.confirmed, seen, why)
+
+    async def _attempt_revoked(self, record: UnitRecord) -> bool:
+        """What is in flight and was revoked is not switched to, and not confirmed."""
+        attempt, phase = record.attempt, Phase(record.phase)
+        if attempt is None or phase not in (*BEFORE_SWITCH, Phase.INTERRUPTED, Phase.TRIAL):
+            return False
+        if self._engine.shared.revocation(record.unit, attempt.wish.manifest_sha256) is None:
+            return False
+        try:
+            out = Event.ROLLBACK if phase is Phase.TRIAL else Event.CANCEL
+            await self._engine.order(record.unit, out, REVOKED)
+        except (Busy, NotFound):
+            return False  # it has just gone on: the next look
+        return True
+
+    async def _revoked(self, record: UnitRecord, confirmed: Installed, known: dict[str, str]) -> None:
+        """The owner's word about a release that serves, and was taken back by its signers."""
+        seen = {"check": REVOKED, "message": known["reason"], "revoked_at": known["at"]}
+        policy = self._config.unit(record.unit).revoked
+        why = self._no_way_back(record) if policy == "back" else policy
+        if not why:
+            try:
+                await self._engine.order(record.unit, Event.TURNED_BAD, REVOKED, seen)
+                self._goes_back(record.unit, confirmed)
+                return
+            except Busy:
+                return
+            except NotFound:
+                why = "no_fallback"
+        told = (self._engine.stored.meta.get("alarms") or {}).get(record.unit) or {}
+        if policy == "stop" and (told.get("check"), told.get("why")) != (REVOKED, "stop"):
+            await self._engine.configure(record.unit)  # later ones are made whenever the host is there again
+        await self._alarm(record, confirmed, seen, why)
 
     def _goes_back(self, unit: str, confirmed: Installed) -> None:
         now, tried = self._ports.clock.monotonic(), self._tried.get(unit)
@@ -141,11 +181,17 @@ class Guard:
         """Why the device does not go back by itself; "" when it does."""
         if self._config.unit(record.unit).health.late_revert == "alarm":
             return "policy"
+        return self._no_way_back(record)
+
+    def _no_way_back(self, record: UnitRecord) -> str:
+        """Why the previous release cannot take the place of what serves; "" when it can."""
         if record.phase == Phase.PASSED.value:
             return "being_replaced"
         if record.previous is None:
             return "no_fallback"
         shared = self._engine.shared
+        if shared.revocation(record.unit, record.previous.manifest_sha256) is not None:
+            return "fallback_revoked"
         around = shared.surroundings(record, None)
         found = quarantine.find(self._engine.stored.quarantine, record.previous.payload_sha256, around)
         if found is not None:
@@ -163,8 +209,8 @@ class Guard:
         at = rfc3339(self._ports.clock.now())
         alarm = {"check": seen["check"], "why": why, "message": seen["message"], "at": at}
         alarms[record.unit] = {**alarm, "version": confirmed.version, "manifest_sha256": confirmed.manifest_sha256}
-        data = {**seen, "action": "alarm", "why": why}
-        entry = of_installed("unhealthy", record, confirmed, at, str(seen["check"]), data)
+        data = {**seen, "action": "stop" if why == "stop" else "alarm", "why": why}
+        entry = of_installed(told_as(str(seen["check"])), record, confirmed, at, str(seen["check"]), data)
         log.error("alarm: %s: %s (%s)", seen["check"], seen["message"], why, extra={"unit": record.unit})
         await self._remember(record.unit, alarms, entry)
 

@@ -12,22 +12,24 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from interlock_agent.core.retry import backoff
-from interlock_agent.core.times import rfc3339
+from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.engine import Engine
 from interlock_agent.ports import Ports
 from interlock_shared import canonical, trust
-from interlock_shared.base import validate
-from interlock_shared.documents import Ack, Assignment, Desired
+from interlock_shared.documents import Assignment, Desired
 from interlock_shared.errors import InterlockError, Later, Unreachable, Untrusted
-from interlock_shared.limits import DOCUMENT_MAX_BYTES, MQTT_INFLIGHT
+from interlock_shared.limits import MQTT_INFLIGHT
 
 log = logging.getLogger("interlock.link")
 
 RESEND_S = 30.0  # an entry that was sent and not acknowledged is sent again
+ASK_AGAIN_S = 60.0  # between two looks for a newer director because of a message that nobody known has signed
 REPORT_EVERY_S = 0.2  # changes within this time are one report
+
+Found = TypeVar("Found")
 
 
 class Broker(Protocol):
@@ -52,13 +54,15 @@ class Link:
         self._sent = 0
         self._wake = asyncio.Event()
         self._report_due = asyncio.Event()
-        self._refused: set[str] = set()  # each reason once, not once a message
         self._incoming = asyncio.Lock()
-        self.refusals = 0
+        self.on_notice: Callable[[], None] = lambda: None  # there may be newer metadata
+        self._doubt = asyncio.Event()  # something was refused that a newer director may have signed
+        self._asked_at: float | None = None  # when a document last made us ask for newer metadata
+        self.refusals: dict[str, int] = {}  # `document:reason` -> how many; each is reported once, not once a message
 
     async def run(self) -> None:
         """Pump, report and poll until cancelled."""
-        await asyncio.gather(self._pump(), self._report(), self._poll())
+        await asyncio.gather(self._pump(), self._report(), self._poll(), self._clear_up())
 
     # --- in -----------------------------------------------------------------------------------------------------
 
@@ -67,49 +71,81 @@ class Link:
         self._sent = 0
         self._wake.set()
         self._report_due.set()
+        self.on_notice()  # one may have been missed
 
     async def message(self, kind: str, payload: bytes) -> None:
         """One message from the broker."""
         try:
-            if kind == "desired":
+            if kind == "notice":
+                self.on_notice()
+            elif kind == "desired":
                 await self.desired(payload)
             elif kind == "ack":
-                document = canonical.decode(payload, limit=DOCUMENT_MAX_BYTES, what="ack")
-                ack = validate(Ack, document, "ack")
-                await self._ports.journal.acknowledge(ack.epoch, ack.upto)
+                await self._acknowledged(payload)
         except InterlockError as error:
             await self._refuse(kind, error)
 
-    async def desired(self, payload: bytes) -> None:
-        """Believe, journal, act. Raises InterlockError."""
+    async def desired(self, payload: bytes, *, asked: bool = False) -> None:
+        """Believe, journal, act. `asked`: it is the server's answer, not a message. Raises InterlockError."""
         async with self._incoming:
-            desired = await self._believe(payload)
+            desired = await self._believe(lambda: self._open(payload), asked)
             if desired is None:
                 return
             units = {name: wish.model_dump(mode="json") for name, wish in desired.units.items()}
             facts: dict[str, Any] = {"desired_at": [desired.epoch, desired.counter], "desired": units}
-            facts |= {"spread_s": desired.start_spread_s, "clock_floor": desired.issued_at}
+            facts |= {"spread_s": desired.start_spread_s, "sideload": desired.sideload}
+            facts |= self._time_of(desired)
             await self._ports.journal.put_meta(facts)
             self._engine.stored.meta.update(facts)
         await self._engine.desire(dict(desired.units), desired.start_spread_s)
         self._report_due.set()
 
-    async def _believe(self, payload: bytes) -> Desired | None:
+    def _time_of(self, desired: Desired) -> dict[str, Any]:
+        """A signed time raises the floor, but not beyond the expiry of the trusted metadata: a stolen director key must
+        not make the metadata that takes it away look expired."""
+        until = self._engine.stored.meta.get("signed_until")
+        if not until:
+            return {}
+        clock = self._ports.clock
+        clock.raise_floor(min(seconds(desired.issued_at), seconds(str(until))))
+        return {"clock_floor": rfc3339(clock.floor())}
+
+    async def _believe(self, look: Callable[[], Found], asked: bool) -> Found:
+        """What `look` finds; once more with fresh trust where the director may be a new one."""
         try:
-            return self._open(payload)
+            return look()
         except Untrusted as error:
             if error.code not in ("unknown_key", "bad_signature", "wrong_epoch"):
                 raise
-        await self._engine.shared.trust_moved(await self._ports.fetcher.refresh())  # the director may be a new one
-        return self._open(payload)
+            now = self._ports.clock.monotonic()
+            if not asked and self._asked_at is not None and now - self._asked_at < ASK_AGAIN_S:
+                self._doubt.set()  # whoever floods the broker does not make the device ask without end
+                raise
+            self._asked_at = now
+        await self._engine.shared.trust_moved(await self._ports.fetcher.refresh())
+        return look()
+
+    async def _acknowledged(self, payload: bytes) -> None:
+        """Forget what the server has. Signed, since a broker could make the device forget what nobody has."""
+        device = self._engine.device
+        ack = await self._believe(lambda: trust.open_ack(payload, self._director(), device=device), asked=False)
+        epoch, _, following = await self._ports.journal.outbox()
+        if ack.epoch == epoch and ack.upto >= following:
+            raise Untrusted(f"ack: {ack.upto} is acknowledged, {following - 1} was the last", code="ack_beyond")
+        await self._ports.journal.acknowledge(ack.epoch, ack.upto)
+
+    def _director(self) -> list[Any]:
+        return trust.load_keys((self._engine.stored.meta.get("director") or {}).get("keys") or {})
 
     def _open(self, payload: bytes) -> Desired | None:
         meta = self._engine.stored.meta
         director = meta.get("director") or {}
         epoch, counter = meta.get("desired_at") or (0, 0)
+        if counter and "desired" not in meta:
+            counter -= 1  # the journal was lost, the floor was not: what it said is to be heard again
         return trust.open_desired(
             payload,
-            trust.load_keys(director.get("keys") or {}),
+            self._director(),
             device=self._engine.device,
             last=(int(epoch), int(counter)),
             epoch=int(director.get("epoch", 0)),
@@ -117,18 +153,20 @@ class Link:
         )
 
     async def _refuse(self, kind: str, error: InterlockError) -> None:
-        self.refusals += 1
-        log.warning("%s ignored: %s", kind, error.message)
         key = f"{kind}:{error.code}"
-        if key in self._refused or isinstance(error, Later):
+        self.refusals[key] = self.refusals.get(key, 0) + 1
+        if self.refusals[key] > 1:
             return
-        self._refused.add(key)
+        log.warning("%s ignored, further ones are counted: %s", kind, error.message)
+        self._report_due.set()
+        if isinstance(error, Later):
+            return
         entry = {"kind": "refused", "at": rfc3339(self._ports.clock.now()), "reason": error.code}
         entry["data"] = {"document": kind, "message": error.message[:500]}  # type: ignore[assignment]
         try:
             await self._ports.journal.put_meta({}, (entry,))
         except Later:  # a full disk: told when it happens again
-            self._refused.discard(key)
+            del self.refusals[key]
         self._wake.set()
 
     async def resume(self) -> None:
@@ -200,11 +238,19 @@ class Link:
             await self._ask()
             await self._ports.clock.sleep(self._poll_s * (0.5 + self._ports.clock.dice()))
 
+    async def _clear_up(self) -> None:
+        """What was refused unseen is asked for at its source."""
+        while True:
+            await self._doubt.wait()
+            self._doubt.clear()
+            await self._ports.clock.sleep(ASK_AGAIN_S)
+            await self._ask()
+
     async def _ask(self) -> None:
         try:
             document = await self._ports.fetcher.poll()
             if document is not None:
-                await self.desired(document)
+                await self.desired(document, asked=True)
         except Later as error:
             log.debug("poll: %s", error.message)
         except InterlockError as error:

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from interlock_agent.adapters.slots import SlotFolders
 from interlock_agent.contract_desk import ContractDesk
 from interlock_agent.core.readings import Word
-from interlock_agent.core.records import UnitRecord, Wish
-from interlock_agent.core.states import RESTING, Phase
 from interlock_agent.engine import Engine
+from interlock_agent.installer import Installer, Tell
 from interlock_agent.ports import Ports
 from interlock_shared.base import Name
-from interlock_shared.errors import Incompatible, Invalid, NotFound, Refused
+from interlock_shared.errors import Invalid, NotFound, Refused
 from interlock_shared.limits import EVENT_NOTE_MAX
 
-Tell = Callable[[dict[str, Any]], Awaitable[None]]
-
 HISTORY_MAX = 1000
-TELL_S = 0.2  # at least so often something is told while an install is under way
-RESTS = frozenset(phase.value for phase in (*RESTING, Phase.WAITING))
 
 __all__ = ["LocalApi", "Name"]
 
@@ -32,8 +26,14 @@ class LocalApi:
     """`handle` is the control socket's handler."""
 
     def __init__(
-        self, engine: Engine, ports: Ports, slots: SlotFolders, about: Callable[[], Awaitable[dict[str, Any]]]
+        self,
+        engine: Engine,
+        ports: Ports,
+        slots: SlotFolders,
+        installer: Installer,
+        about: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
+        self._installer = installer
         self._engine, self._ports, self._slots, self._about = engine, ports, slots, about
         self._contracts = ContractDesk(slots, self._forgive_payload)
         self._verbs: dict[str, Callable[[dict[str, Any], int, Tell], Awaitable[dict[str, Any]]]] = {
@@ -42,6 +42,7 @@ class LocalApi:
             "verdict": self._verdict,
             "install": self._install,
             "rollback": self._rollback,
+            "unpin": self._unpin,
             "forgive": self._forgive,
             "contract": self._contract,
             "wait": self._wait,
@@ -91,63 +92,19 @@ class LocalApi:
         del fields
         if descriptor < 0:
             raise Invalid("an install needs an open file", code="bad_request", field="descriptor")
-        source = await self._ports.fetcher.archive(descriptor)
-        try:
-            head = await source.manifest()
-            unit = str(head["model"])
-            try:
-                self._engine.config.unit(unit)
-            except KeyError:
-                raise Incompatible(
-                    f"{unit}: this device does not accept models that are not listed", code="unit_not_listed"
-                ) from None
-        except BaseException:
-            await source.abandon()
-            raise
-        wish = Wish(
-            version=str(head["version"]),
-            manifest_sha256=str(head["manifest_sha256"]),
-            assignment=f"sideload-{secrets.token_hex(8)}",
-            origin="sideload",
-        )
-        try:
-            await self._engine.sideload(unit, wish, _Read(source, head))
-        except BaseException:
-            await source.abandon()
-            raise
-        return await self._follow(unit, wish.assignment, tell)
-
-    async def _follow(self, unit: str, assignment: str, tell: Tell) -> dict[str, Any]:
-        """Tell what happens until the attempt with that assignment rests."""
-
-        def over(record: UnitRecord) -> bool:
-            mine = record.attempt is not None and record.attempt.wish.assignment == assignment
-            return not mine or record.phase in RESTS
-
-        while True:
-            record = self._engine.record(unit)
-            await tell({"unit": unit, "phase": record.phase, **self._engine.shared.progress.get(unit, {})})
-            try:
-                record = await asyncio.wait_for(self._engine.wait(unit, over), TELL_S)
-            except asyncio.TimeoutError:
-                continue
-            if record.attempt is None or record.attempt.wish.assignment != assignment:
-                raise Refused(f"{unit}: something newer took its place", code="superseded")
-            version = record.attempt.wish.version
-            return {
-                "unit": unit,
-                "version": version,
-                "phase": record.phase,
-                "reason": record.reason,
-                "generation": record.generation,
-            }
+        return await self._installer.install(descriptor, tell)
 
     async def _rollback(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
         del descriptor
         unit = self._unit(fields)
         record = await self._engine.rollback(unit)
         assignment = record.attempt.wish.assignment if record.attempt else ""
-        return await self._follow(unit, assignment, tell)
+        return await self._installer.follow(unit, assignment, tell)
+
+    async def _unpin(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
+        del descriptor, tell
+        record = await self._engine.unpin(self._unit(fields))
+        return {"unit": record.unit, "version": record.confirmed.version if record.confirmed else None}
 
     async def _forgive(self, fields: dict[str, Any], descriptor: int, tell: Tell) -> dict[str, Any]:
         del descriptor, tell
@@ -200,19 +157,3 @@ class LocalApi:
             phase = self._engine.record(unit).phase
             raise Refused(f"{unit}: still {phase} after {timeout_s:g} s", code="timeout") from None
         return {"unit": unit, "phase": record.phase, "reason": record.reason, "generation": record.generation}
-
-
-class _Read:
-    """A source whose head was read already."""
-
-    def __init__(self, source: Any, head: dict[str, Any]) -> None:
-        self._source, self._head = source, head
-
-    async def manifest(self) -> dict[str, Any]:
-        return self._head
-
-    async def proceed(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
-        return dict(await self._source.proceed(progress))
-
-    async def abandon(self) -> None:
-        await self._source.abandon()

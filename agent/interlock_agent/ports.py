@@ -18,6 +18,15 @@ class Clock(Protocol):
     def now(self) -> float:
         """Seconds since the epoch, never below the persisted floor."""
 
+    def floor(self) -> float:
+        """What is known of the time without the machine's clock: the newest signed time, and what has passed since."""
+
+    def raise_floor(self, seconds: float) -> None:
+        """Believe a signed time. Never lowers the floor."""
+
+    def behind(self) -> float:
+        """Seconds by which the machine's clock lies below the floor; 0 when it does not."""
+
     def monotonic(self) -> float:
         """Seconds that also pass while the device sleeps (CLOCK_BOOTTIME)."""
 

@@ -126,3 +126,12 @@ class Access(Section):
     def told(self) -> dict[str, Any]:
         """As the host takes it: what is set."""
         return {name: value for name, value in self.model_dump(mode="json").items() if value not in (None, "", [])}
+
+
+class Sideload(Section):
+    """What a release from a file may do on this device. See docs/reference/sideload.md."""
+
+    policy: Literal["", "forbid", "once", "pin"] = ""  # "": as the server says, and `once` where it says nothing
+    unenrolled: Literal["refuse", "allow"] = "refuse"  # on a device that never met its server
+    inbox: Path | None = None  # a folder that is watched for files
+    inbox_s: float = Field(default=5.0, ge=0.1)  # how often it is looked at

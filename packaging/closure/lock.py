@@ -48,7 +48,7 @@ CLOSURES = (
 
 # What must never land on a device, whatever pulls it in: the server's libraries, and a second runtime's tool chain.
 NEVER_ON_A_DEVICE = frozenset(
-    {"aiohttp", "alembic", "aiosqlite", "amqtt", "asyncpg", "onnx", "sqlalchemy", "torch", "interlock-server"}
+    {"aiohttp", "alembic", "aiosqlite", "asyncpg", "onnx", "sqlalchemy", "torch", "interlock-server"}
 )
 
 

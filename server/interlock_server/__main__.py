@@ -12,49 +12,58 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
-from interlock_server import __version__, config, runtime
+from interlock_server import __version__, broker_command, config, keys_command, runtime
 from interlock_server.adapters.blobs import FolderBlobs
 from interlock_server.adapters.broker import Address, Broker
 from interlock_server.adapters.database import Database
-from interlock_server.adapters.embedded_broker import SERVER, EmbeddedBroker
+from interlock_server.adapters.device_ca import DeviceCA
+from interlock_server.adapters.embedded_broker import EmbeddedBroker
 from interlock_server.adapters.keys import OnlineKeys
-from interlock_server.adapters.mosquitto import Mosquitto
+from interlock_server.adapters.mosquitto import Mosquitto, Place
 from interlock_server.adapters.tuf_repository import TufRepository
 from interlock_server.catalogue import Catalogue
+from interlock_server.core.mqtt_rules import SERVER
 from interlock_server.devices import Devices
 from interlock_server.engine import Engine
+from interlock_server.grants import Grants
 from interlock_server.http import app as api
-from interlock_server.http.request import Services
+from interlock_server.http.connections import Connections
+from interlock_server.http.listening import Tls, listen, runner
+from interlock_server.http.request import Own, Services
+from interlock_server.identities import Identities
 from interlock_server.intake import Intake
+from interlock_server.invitations import Invitations
+from interlock_server.publishing import Publishing
 from interlock_server.rollouts import Rollouts
+from interlock_server.sideloads import Sideloads
 from interlock_server.tokens import Tokens
 from interlock_server.wishes import Wishes
+from interlock_server.withdrawals import Withdrawals
 from interlock_shared import canonical, durable, tasks
 from interlock_shared.errors import Conflict, InterlockError
 
 log = logging.getLogger("interlock_server")
 
-SHUTDOWN_S = 5.0  # for requests that are being answered
-LINGER_S = 1.0  # for the rest of a body that was refused: the answer should arrive, the body need not
-
 HELP = """\
 The update server of Interlock: API, database, segments, TUF repository and MQTT broker, in one process.
 
   interlock-server run                        everything, on this machine, with nothing to configure
-  interlock-server run --listen 0.0.0.0:8080 --broker-listen 0.0.0.0:1883 --public-url http://updates.example:8080
-  interlock-server run --broker mqtt://interlock:secret@broker.example:1883
+  interlock-server run --listen 0.0.0.0:8443 --broker-listen 0.0.0.0:8883 --public-url https://updates.example:8443
+  interlock-server run --broker mqtts://broker.example   (interlock-server broker-config)
 
-The first start prints an admin token, once. Then, on the release engineer's machine:
+The first start prints an admin token, once, in the command that a release engineer runs first:
 
+  interlock login --server … --ca-sha256 … --token …
   interlock keys init                         keys of this fleet; sends root and targets metadata to the server
   interlock publish detector-1.4.0            signs a release, and uploads it
 """
+
+
+COMMANDS = {"broker-config": broker_command.run, "keys": keys_command.run}
 
 
 def _now() -> datetime:
@@ -63,11 +72,15 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that listens: its addresses, and the admin token when this was the first start."""
+    """A server that listens: its addresses, by what its certificate is known, and the admin token when this was the
+    first start."""
 
     url: str
     broker: str
     token: str | None
+    ca_sha256: str
+    tls_ca: str
+    plain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,19 +89,20 @@ class _Parts:
     repository: TufRepository
     blobs: FolderBlobs
     keys: OnlineKeys
+    authorities: DeviceCA
 
 
-def _folders(data: Path) -> tuple[OnlineKeys, TufRepository, FolderBlobs]:
-    keys = OnlineKeys.open(data / "keys")
-    return keys, TufRepository(data / "tuf", keys.signers()), FolderBlobs(data / "blobs")
+def _folders(data: Path) -> tuple[TufRepository, FolderBlobs, OnlineKeys, DeviceCA]:
+    keys, authorities = OnlineKeys.open(data / "keys"), DeviceCA.open(data / "keys")
+    return TufRepository(data / "tuf", keys), FolderBlobs(data / "blobs"), keys, authorities
 
 
 @asynccontextmanager
 async def _parts(data: Path) -> AsyncIterator[_Parts]:
-    keys, repository, blobs = await asyncio.to_thread(_folders, data)
+    folders = await asyncio.to_thread(_folders, data)
     database = await Database.open(data / "server.db")
     try:
-        yield _Parts(database, repository, blobs, keys)
+        yield _Parts(database, *folders)
     finally:
         await database.close()
 
@@ -103,18 +117,6 @@ def _binding(option: str, address: tuple[str, int]) -> Iterator[None]:
         raise Conflict(f"{option} {config.show(*address)}: {why}", code="cannot_listen") from None
 
 
-async def _listen(app: web.Application, address: tuple[str, int], stack: AsyncExitStack) -> tuple[str, int]:
-    runner = web.AppRunner(
-        app, handle_signals=False, access_log=None, shutdown_timeout=SHUTDOWN_S, lingering_time=LINGER_S
-    )
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, *address)
-    await site.start()
-    found = runner.addresses[0]
-    return found[0], found[1]
-
-
 @asynccontextmanager
 async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now) -> AsyncIterator[Running]:
     """A whole server, until the block is left. Raises InterlockError, OSError."""
@@ -123,62 +125,96 @@ async def serve(settings: config.Settings, clock: Callable[[], datetime] = _now)
         lock = await asyncio.to_thread(runtime.Lock, settings.data)
         stack.callback(lock.release)
         parts = await stack.enter_async_context(_parts(settings.data))
-        tokens = Tokens(parts.database, clock)
-        broker_port, subscribed = 0, asyncio.Event()
-        if settings.broker is None:
-            embedded = EmbeddedBroker(tokens.is_device, subscribed)
-            with _binding("--broker-listen", settings.broker_listen):
-                host, broker_port = await embedded.start(*settings.broker_listen)
-            stack.push_async_callback(embedded.stop)
-            address = Address(_reachable(host), broker_port, SERVER, embedded.password)
-        else:
-            address = Address.parse(settings.broker)
-        files = await _mosquitto(settings, address)
-        link = Broker(address, "interlock-server", asyncio.sleep)
-        intake, wishes = (
-            Intake(parts.database, clock),
-            Wishes(parts.database, parts.keys, clock, settings.start_spread_s),
+        tokens, here, connections = Tokens(parts.database, clock), Own(), Connections()
+        tls = await asyncio.to_thread(Tls, parts.authorities, await asyncio.to_thread(config.hosts, settings))
+        identities = Identities(parts.database, parts.authorities, clock, timedelta(days=settings.certificate_days))
+        identities.cutters.append(connections.cut)
+        intake = Intake(parts.database, clock)
+        broker, address, own, told = await _broker(settings, identities, intake, tls, stack)
+        await _keep_mosquitto(settings, address, parts.authorities, identities, stack)
+        link = Broker(own, "interlock-server", asyncio.sleep, parts.authorities.client_context)
+        wishes = Wishes(parts.database, parts.keys, clock, settings.start_spread_s, settings.sideload)
+        engine = Engine(intake, wishes, link, parts.keys, asyncio.sleep)
+        catalogue = Catalogue(
+            parts.database, parts.repository, parts.blobs, parts.keys, clock, engine.moved, engine.connected
         )
-        engine = Engine(intake, wishes, link, asyncio.sleep)
-        catalogue = Catalogue(parts.database, parts.repository, parts.blobs, parts.keys, clock, engine.moved)
+        publishing = Publishing(parts.database, parts.repository, catalogue, clock, engine.moved, engine.changed)
         known = Services(
             catalogue=catalogue,
-            devices=Devices(parts.database, clock, files.joined if files else None),
+            publishing=publishing,
+            withdrawals=Withdrawals(parts.database, clock, engine.changed),
+            devices=Devices(parts.database, clock),
+            identities=identities,
+            invitations=Invitations(parts.database, clock),
+            grants=Grants(parts.database),
+            connections=connections,
             rollouts=Rollouts(parts.database, clock, engine.changed),
+            sideloads=Sideloads(parts.database, clock, engine.changed),
             tokens=tokens,
             changed=engine.changed,
-            figures=lambda: {**intake.figures, "dropped": engine.dropped},
+            figures=lambda: {**intake.figures, "dropped": engine.dropped, **told()},
             version=__version__,
+            tls_ca=parts.authorities.tls_ca.decode(),
+            own=here,
             public_url=settings.public_url,
-            broker_url=address.public if settings.broker else None,
-            broker_port=broker_port,
+            broker_url=broker if settings.broker else None,
+            broker_port=0 if settings.broker else address.port,
         )
-        await catalogue.recover()
+        await publishing.recover()
         await intake.start()
         token = await _first_token(tokens, settings)
-        for work in (engine.run(catalogue), link.run(engine.received, _both(engine.connected, subscribed.set))):
+        for work in (engine.run(catalogue), link.run(engine.received, engine.connected), tls.keep(asyncio.sleep)):
             await stack.enter_async_context(_background(work))
-        with _binding("--listen", settings.listen):
-            listens = config.show(*await _listen(api.make(known), settings.listen, stack))
-        running = Running(settings.public_url or f"http://{listens}", address.public, token)
-        await asyncio.to_thread(_write_addresses, settings, running, listens)
+        running = await _listen(settings, await runner(api.make(known), stack), tls, broker, token, parts.authorities)
+        here.url = running.url
         yield running
 
 
-async def _mosquitto(settings: config.Settings, address: Address) -> Mosquitto | None:
+async def _broker(
+    settings: config.Settings, identities: Identities, intake: Intake, tls: Tls, stack: AsyncExitStack
+) -> tuple[str, Address, Address, Callable[[], dict[str, int]]]:
+    """The broker's URL, its address, where and as whom the server connects, figures; the embedded one is started."""
+    if settings.broker is not None:
+        address = Address.parse(settings.broker)
+        return address.public, address, address, dict
+    embedded = EmbeddedBroker(identities.is_device, tls.context)
+    identities.cutters.append(embedded.cut)
+    embedded.on_take_over = lambda seen: intake.addresses.update({seen.device: (seen.older, seen.newer)})
+    with _binding("--broker-listen", settings.broker_listen):
+        host, port = await embedded.start(*settings.broker_listen)
+    stack.push_async_callback(embedded.stop)
+    own, figures = Address(*embedded.private, SERVER, embedded.password), embedded.figures
+    address = Address(_reachable(host), port)
+    return f"mqtts://{config.show(host, port)}", address, own, lambda: {f"broker_{k}": n for k, n in figures.items()}
+
+
+async def _listen(
+    settings: config.Settings, served: Any, tls: Tls, broker: str, token: str | None, ca: DeviceCA
+) -> Running:
+    """Open the doors, and write down where they are."""
+    with _binding("--listen", settings.listen):
+        listens = config.show(*await listen(served, settings.listen, tls.context))
+    plain = None
+    if settings.plain_listen is not None:
+        with _binding("--plain-listen", settings.plain_listen):
+            plain = f"http://{config.show(*await listen(served, settings.plain_listen, None))}"
+    url = settings.public_url or f"https://{listens}"
+    running = Running(url, broker, token, ca.fingerprint, ca.tls_ca.decode(), plain)
+    await asyncio.to_thread(_write_addresses, settings, running, listens)
+    return running
+
+
+async def _keep_mosquitto(
+    settings: config.Settings, address: Address, authorities: DeviceCA, identities: Identities, stack: AsyncExitStack
+) -> None:
+    """Its revocation list, and the end of sessions."""
     if settings.mosquitto is None:
-        return None
-    files = Mosquitto(settings.mosquitto.passwords, settings.mosquitto.acl, settings.mosquitto.pid)
-    await files.start(address.username, address.password)
-    return files
-
-
-def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def both() -> None:
-        first()
-        second()
-
-    return both
+        return
+    place = Place(address.host, address.port, settings.mosquitto.crl, settings.mosquitto.pid)
+    mosquitto = Mosquitto(place, authorities, identities.revoked)
+    await mosquitto.start()
+    identities.cutters.append(mosquitto.cut)
+    await stack.enter_async_context(_background(mosquitto.run()))
 
 
 def _reachable(host: str) -> str:
@@ -215,10 +251,13 @@ def _write_addresses(settings: config.Settings, running: Running, listens: str) 
     document = {
         "url": running.url,
         "listen": listens,
+        "plain": running.plain,
         "broker": running.broker,
+        "ca_sha256": running.ca_sha256,
         "pid": os.getpid(),
         "version": __version__,
     }
+    durable.replace_file(settings.data / "tls_ca.crt", running.tls_ca.encode(), mode=0o644)
     durable.replace_file(settings.data / "server.json", canonical.encode(document) + b"\n", mode=0o644)
 
 
@@ -229,13 +268,18 @@ async def _run(settings: config.Settings) -> None:
     async with serve(settings) as running:
         print(f"Interlock server {__version__}")
         print(f"  API     {running.url}")
+        if running.plain:
+            print(f"  plain   {running.plain}")
         print(f"  broker  {running.broker}")
         print(f"  data    {settings.data}")
         if running.token is not None:
+            token = running.token
             if settings.token_file is None:
-                print(f"  admin token, shown once: {running.token}")
+                print(f"  admin token, shown once: {token}")
             else:  # under systemd this output is the journal, which others read
+                token = f'"$(cat {settings.token_file})"'
                 print(f"  admin token: in {settings.token_file}")
+            print(f"  log in  interlock login --server {running.url} --ca-sha256 {running.ca_sha256} --token {token}")
         sys.stdout.flush()
         runtime.notify("READY=1")
         await stop.wait()
@@ -247,23 +291,32 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("interlock-server", description=HELP, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"interlock-server {__version__}")
-    run = parser.add_subparsers(dest="command", metavar="COMMAND").add_parser(
-        "run", help="start the server", description=HELP, formatter_class=raw
-    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    broker_command.add_parser(commands)
+    keys_command.add_parser(commands)
+    run = commands.add_parser("run", help="start the server", description=HELP, formatter_class=raw)
     add = run.add_argument
     where = "/var/lib/interlock-server for root, else $XDG_STATE_HOME/interlock-server"
     add("--data", type=Path, metavar="DIR", help=f"database, keys, segments, metadata; default: {where}")
-    add("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="API (default %(default)s; port 0: a free one)")
-    add("--broker", metavar="URL", help="an external broker, mqtt://[user:password@]host:port, instead of the embedded")
+    add(
+        "--listen",
+        default="127.0.0.1:8443",
+        metavar="HOST:PORT",
+        help="API (default %(default)s; port 0: a free one)",
+    )
+    add("--plain-listen", metavar="HOST:PORT", help="API for people without TLS too, for a proxy on this machine")
+    days = str(config.CERTIFICATE_DAYS)
+    add("--certificate-days", default=days, metavar="DAYS", help="life of a device's certificate (default %(default)s)")
+    add("--broker", metavar="URL", help="an external broker, mqtts://host:port, instead of the embedded")
     add(
         "--broker-listen",
-        default="127.0.0.1:1883",
+        default="127.0.0.1:8883",
         metavar="HOST:PORT",
         help="embedded broker (default %(default)s; port 0: a free one)",
     )
-    add("--mosquitto-passwd", type=Path, metavar="FILE", help="an external Mosquitto's password file, kept from here")
-    add("--mosquitto-acl", type=Path, metavar="FILE", help="its access list, written from here")
-    add("--mosquitto-pid", type=Path, metavar="FILE", help="its pid file: it is told (SIGHUP) when the files changed")
+    add("--mosquitto-crl", type=Path, metavar="FILE", help="an external Mosquitto's revocation list, kept from here")
+    add("--mosquitto-pid", type=Path, metavar="FILE", help="its pid file: it is told (SIGHUP) when the list changed")
+    add("--sideload", default="", metavar="POLICY", help="of files on devices: forbid, once (the default), pin")
     add("--start-spread", default="0", metavar="SECONDS", help="devices begin a rollout spread over this time")
     add("--public-url", metavar="URL", help="how devices and people reach the API, where that is not --listen")
     add(
@@ -276,6 +329,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _command(given: argparse.Namespace) -> int:
+    """A command that reads the data folder. Raises InterlockError."""
+    try:
+        return COMMANDS[given.command](given)
+    except OSError as bad:
+        print(f"interlock-server: {bad.filename or given.command}: {bad.strerror or bad}", file=sys.stderr)
+        return 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The console script. 0: stopped as asked; 1: could not run; 2: asked wrongly."""
     parser = _parser()
@@ -283,8 +345,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command is None:
         parser.print_help()
         return 2
-    runtime.set_up_logs(given.log_format)
+    runtime.set_up_logs(getattr(given, "log_format", "text"))
     try:
+        if given.command in COMMANDS:
+            return _command(given)
         settings = config.Settings(
             data=(given.data or config.default_data()).absolute(),
             listen=config.address(given.listen, "--listen"),
@@ -292,8 +356,11 @@ def main(arguments: list[str] | None = None) -> int:
             broker_listen=config.address(given.broker_listen, "--broker-listen"),
             public_url=given.public_url.rstrip("/") if given.public_url else None,
             token_file=given.token_file,
+            sideload=config.sideload(given.sideload),
             start_spread_s=config.spread(given.start_spread),
-            mosquitto=config.mosquitto(given.mosquitto_passwd, given.mosquitto_acl, given.mosquitto_pid, given.broker),
+            plain_listen=config.address(given.plain_listen, "--plain-listen") if given.plain_listen else None,
+            certificate_days=config.days(given.certificate_days),
+            mosquitto=config.mosquitto(given.mosquitto_crl, given.mosquitto_pid, given.broker),
         )
         if given.broker:
             Address.parse(given.broker)

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from interlock_server import __version__
-from interlock_server.publisher.cli import bundle, devices, fleet, keyring, output
+from interlock_server.publisher.cli import bundle, devices, fleet, joining, keyring, output, releases, root
+from interlock_server.publisher.settings import CA_ENV
 from interlock_shared.errors import InterlockError, Invalid, Later
 
 DONE, REFUSED, USAGE, LATER = 0, 1, 2, 3
@@ -27,10 +28,13 @@ app = output.group(
 )
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(keyring.app, name="keys")
+app.add_typer(root.app, name="root")
 app.command("publish")(keyring.publish)
 app.command("login")(keyring.login)
-app.add_typer(fleet.releases, name="release")
+app.add_typer(releases.app, name="release")
 app.add_typer(fleet.rollouts, name="rollout")
+for name, command in joining.COMMANDS.items():
+    devices.app.command(name)(command)
 app.add_typer(devices.app, name="device")
 app.command("events")(devices.events)
 
@@ -46,8 +50,14 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and exit.")
     ] = False,
+    ca: Annotated[
+        str | None,
+        typer.Option("--ca", metavar="FILE", help="The authority of the server's certificate; else $INTERLOCK_CA."),
+    ] = None,
 ) -> None:
     """The options before a command; the help is the group's."""
+    if ca is not None:
+        os.environ[CA_ENV] = ca  # every command reads it where it reads the others
 
 
 def _complain(error: InterlockError, as_json: bool) -> int:

@@ -1,22 +1,19 @@
-"""Devices: how they join, what is known of them, what they said."""
+"""Devices: what is known of them, what they said. How they join is in identities.py."""
 
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from interlock_server.auditing import record
-from interlock_server.core.access import DEVICE_TOKEN, Actor, digest
+from interlock_server.core import desired
+from interlock_server.core.access import Actor
 from interlock_server.core.moments import stamp
-from interlock_server.ports import Clock, Joined, Row, Rows, Store
-from interlock_shared import trust
-from interlock_shared.errors import Conflict, Forbidden, Invalid, NotFound
+from interlock_server.ports import Clock, Row, Rows, Store
+from interlock_shared.errors import Conflict, NotFound
 
-SECRET_BYTES = 32
-FACTS = ("offered", "confirmed", "running", "phase", "reason", "alarm")
+FACTS = ("offered", "confirmed", "running", "phase", "reason", "alarm", "sideload")
 
 
 def _matches(row: Row, labels: Mapping[str, str]) -> bool:
@@ -24,81 +21,26 @@ def _matches(row: Row, labels: Mapping[str, str]) -> bool:
 
 
 class Devices:
-    """Enrolment and views."""
+    """Views, and what a restore leaves to be put right."""
 
-    def __init__(self, store: Store, clock: Clock, joined: Joined | None = None) -> None:
-        self._store, self._clock, self._joined = store, clock, joined
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store, self._clock = store, clock
 
-    # --- joining ---------------------------------------------------------------------------------------------------
+    async def reconcile(self, actor: Actor, device: str, epoch: int) -> int:
+        """Number the next desired document after what the device has accepted, and make one; that counter. `epoch`: the
+        director's.
 
-    async def invite(
-        self, actor: Actor, labels: Mapping[str, str], device: str | None, hours: float
-    ) -> tuple[str, str]:
-        """A one-time enrolment token and when it expires. `device`: the id that the device will have."""
-        token, now = DEVICE_TOKEN + secrets.token_urlsafe(SECRET_BYTES), self._clock()
-        expires = stamp(now + timedelta(hours=hours))
+        Raises NotFound (`no_device`), Conflict (`not_ahead`, `director_epoch`, `counter_jump`)."""
         async with self._store.writing() as rows:
-            await rows.insert(
-                "device_tokens",
-                sha256=digest(token),
-                labels=dict(labels),
-                device=device,
-                created_at=stamp(now),
-                created_by=actor.name,
-                expires_at=expires,
-                used_at=None,
-                used_by=None,
-            )
-            await record(rows, stamp(now), actor, "device.invite", device or "any", labels=dict(labels))
-        return token, expires
-
-    async def enrol(self, token: str, key: Mapping[str, Any], name: str | None, agent: str, address: str) -> Row:
-        """Use up a token: `{"device", "password", "labels"}`.
-
-        Raises Forbidden (`unauthenticated`), Invalid (the key), Conflict (`device_exists`).
-        """
-        self._check_key(key)
-        at, sha256 = stamp(self._clock()), digest(token)
-        async with self._store.writing() as rows:
-            invitation = await rows.find("device_tokens", sha256=sha256, used_at=None)
-            if invitation is None or invitation["expires_at"] <= at:
-                raise Forbidden("the token is unknown, used or expired: ask for a new one", code="unauthenticated")
-            device = invitation["device"] or name or f"device-{secrets.token_hex(4)}"
-            await rows.change("device_tokens", {"sha256": sha256, "used_at": None}, used_at=at, used_by=device)
-            password = secrets.token_urlsafe(SECRET_BYTES)
-            identity = {
-                "labels": invitation["labels"],
-                "key": {"keyid": key["keyid"], "key": key["key"]},
-                "password_sha256": digest(password),
-                "enrolled_at": at,
-                "agent": agent,
-            }
-            await self._join(rows, device, identity, again=invitation["device"] is not None)
-            actor = Actor(f"token of {invitation['created_by']}", "device", address)
-            await record(rows, at, actor, "device.enrol", device, keyid=key["keyid"])
-            if self._joined is not None:  # a broker that was not told is an enrolment that did not happen
-                await self._joined(device, password)
-        return {"device": device, "password": password, "labels": invitation["labels"]}
-
-    @staticmethod
-    def _check_key(key: Mapping[str, Any]) -> None:
-        loaded = trust.load_keys({key["keyid"]: key["key"]})[0]
-        if loaded.keytype != "ed25519":
-            raise Invalid(f"key: {loaded.keytype} keys are not taken, ed25519 is expected", field="key")
-
-    @staticmethod
-    async def _join(rows: Rows, device: str, identity: Row, *, again: bool) -> None:
-        fresh = {"online": False, "last_seen": None, "reported": None, "counter": 0, "refused": 0}
-        unsent = {"desired": None, "desired_units": None, "desired_issued_at": None}
-        if await rows.insert_new("devices", id=device, **identity, **fresh, **unsent):
-            return
-        if not again:
-            raise Conflict(
-                f"{device} is enrolled; a token made for exactly this device id replaces its identity",
-                code="device_exists",
-            )
-        # The counter stays: a device with new keys may still remember how far the old one came.
-        await rows.change("devices", {"id": device}, **identity)
+            row = await self._known(rows, device)
+            if desired.ahead((row["epoch"], row["counter"]), row["reported"]) is None:
+                raise Conflict(f"{device} has accepted nothing newer than what was sent here", code="not_ahead")
+            known = row["counter"] if row["epoch"] == epoch else 0
+            counter = desired.goes_on_from((epoch, known), row["reported"])
+            at, sent = stamp(self._clock()), [row["epoch"], row["counter"]]
+            await rows.change("devices", {"id": device}, epoch=epoch, counter=counter, desired_units=None)
+            await record(rows, at, actor, "device.reconcile", device, sent=sent, counter=[epoch, counter])
+        return counter
 
     # --- views -----------------------------------------------------------------------------------------------------
 
@@ -118,7 +60,11 @@ class Devices:
             "online": row["online"],
             "last_seen": row["last_seen"],
             "agent": reported.get("agent", row["agent"]),
+            "revoked_at": row["revoked_at"],
+            "clone": row["clone"],
             "units": units,
+            "ahead": desired.ahead((row["epoch"], row["counter"]), row["reported"]) is not None,
+            "refused": reported.get("refused", {}),
         }
 
     async def listing(self, labels: Mapping[str, str]) -> list[Row]:
@@ -139,11 +85,13 @@ class Devices:
             row = await self._known(rows, device)
             assignments = await rows.list("assignments", order="number", newest=True, device=device)
             epochs = await rows.list("epochs", order="rank", device=device)
+            certificates = await rows.list("certificates", order="issued_at", newest=True, device=device)
         gaps = [{"epoch": one["epoch"], "first": f, "last": t} for one in epochs for f, t in one["lost"]]
         return {
             **self._view(row),
             "enrolled_at": row["enrolled_at"],
             "keyid": row["key"]["keyid"],
+            "certificates": [{name: one[name] for name in CERTIFICATE} for one in certificates],
             "refused_messages": row["refused"],
             "reported": row["reported"],
             "desired": self._desired(row),
@@ -206,4 +154,5 @@ class Devices:
         return dict(found["document"])
 
 
+CERTIFICATE = ("serial", "keyid", "issued_at", "expires_at", "first_used_at", "revoked_at", "reason")
 SHOWN = ("id", "rollout", "unit", "version", "manifest_sha256", "state", "reason", "updated_at")

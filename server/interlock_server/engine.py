@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from interlock_server.intake import Intake, Message
-from interlock_server.ports import Link
+from interlock_server.ports import Link, Sealer
 from interlock_server.wishes import Wishes
 from interlock_shared import topics
 from interlock_shared.errors import Later
+from interlock_shared.limits import DOCUMENT_MAX_BYTES
 
 log = logging.getLogger(__name__)
 
 BATCH_MAX = 256  # messages in one transaction; what waits longer is in the next one
 WAITING_MAX = 10_000  # messages in memory; more are dropped, their devices send them again
+WAITING_MAX_BYTES = 64 * 1024 * 1024
+OF_ONE_MAX = 256  # of one device, which sends 20 and waits: one that floods does not take the others' place
 RENEW_S = 6 * 3600.0  # metadata and documents are looked at for renewal; each is renewed days before it expires
 RETRY_S = 1.0  # after a failed write: the disk is full, or a backup holds the lock
 
@@ -36,9 +40,13 @@ class Renews(Protocol):
 class Engine:
     """Reacts; `run` until it is cancelled."""
 
-    def __init__(self, intake: Intake, wishes: Wishes, link: Link, sleep: Callable[[float], Awaitable[None]]) -> None:
-        self._intake, self._wishes, self._link, self._sleep = intake, wishes, link, sleep
+    def __init__(
+        self, intake: Intake, wishes: Wishes, link: Link, sealer: Sealer, sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        self._intake, self._wishes, self._link, self._sealer, self._sleep = intake, wishes, link, sealer, sleep
         self._inbox: asyncio.Queue[Message] = asyncio.Queue(WAITING_MAX)
+        self._waiting_bytes = 0
+        self._waiting: Counter[str] = Counter()  # of each device
         self._changed: set[str] = set()
         self._everybody = False
         self._notice = False
@@ -52,10 +60,14 @@ class Engine:
         parsed = topics.parse_device_topic(topic)
         if parsed is None or parsed[1] not in topics.DEVICE_MAY_PUBLISH:
             return
-        try:
-            self._inbox.put_nowait(Message(*parsed, payload))
-        except asyncio.QueueFull:
+        device, size = parsed[0], len(payload)
+        full = self._inbox.full() or self._waiting_bytes + size > WAITING_MAX_BYTES
+        if full or size > DOCUMENT_MAX_BYTES or self._waiting[device] >= OF_ONE_MAX:
             self.dropped += 1
+            return
+        self._waiting_bytes += size
+        self._waiting[device] += 1
+        self._inbox.put_nowait(Message(*parsed, payload))
 
     def connected(self) -> None:
         """The link is there (again): the embedded broker has forgotten everything that was retained."""
@@ -88,6 +100,11 @@ class Engine:
             batch = [await self._inbox.get()]
             while len(batch) < BATCH_MAX and not self._inbox.empty():
                 batch.append(self._inbox.get_nowait())
+            for message in batch:
+                self._waiting_bytes -= len(message.payload)
+                self._waiting[message.device] -= 1
+                if not self._waiting[message.device]:
+                    del self._waiting[message.device]
             try:
                 await self._batch(batch)
             except Exception:
@@ -105,7 +122,7 @@ class Engine:
 
     async def _batch(self, batch: list[Message]) -> None:
         result = await self._intake.take(batch)
-        for topic, payload in result.messages():
+        for topic, payload in await asyncio.to_thread(lambda: list(result.messages(self._sealer))):
             try:
                 await self._link.publish(topic, payload, retain=False)
             except Later:

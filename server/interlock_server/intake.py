@@ -11,10 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from interlock_server import clones, sideloads
+from interlock_server.core import clones as core
 from interlock_server.core import events
 from interlock_server.core.moments import stamp
-from interlock_server.ports import Clock, Row, Rows, Store
+from interlock_server.identities import keys_of
+from interlock_server.ports import Clock, Row, Rows, Sealer, Store
 from interlock_server.rollouts import derive
+from interlock_server.withdrawals import move
 from interlock_shared import canonical, trust
 from interlock_shared.documents import Ack, Event, Reported
 from interlock_shared.errors import InterlockError, Invalid
@@ -40,11 +44,10 @@ class Result:
     acks: dict[tuple[str, str], int] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
 
-    def messages(self) -> Iterable[tuple[str, bytes]]:
-        """(topic, payload) of each acknowledgement."""
+    def messages(self, sealer: Sealer) -> Iterable[tuple[str, bytes]]:
+        """(topic, payload) of each acknowledgement: a device forgets what one names, so a broker must not make them."""
         for (device, epoch), upto in self.acks.items():
-            document = Ack(epoch=epoch, upto=upto).model_dump(mode="json", by_alias=True)
-            yield device_topic("ack", device), canonical.encode(document)
+            yield device_topic("ack", device), sealer.seal(Ack(device=device, epoch=epoch, upto=upto), trust.ACK_TYPE)
 
 
 class Intake:
@@ -53,6 +56,7 @@ class Intake:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
         self._complained: set[str] = set()
+        self.addresses: dict[str, tuple[str, str]] = {}  # of devices whose connection was taken over by another
         self.figures = {"stored": 0, "duplicates": 0, "refused": 0}
 
     async def start(self) -> None:
@@ -69,12 +73,16 @@ class Intake:
                 if row is None:
                     self._complain(message.device, InterlockError("is not enrolled"))
                     continue
+                if row["revoked_at"] is not None:  # a broker may still serve it
+                    self.figures["refused"] += 1
+                    continue
                 try:
                     await self._one(rows, row, message, at, result)
                 except InterlockError as refused:
                     self._complain(message.device, refused)
                     await rows.change("devices", {"id": message.device}, refused=row["refused"] + 1)
             await derive(rows, sorted(result.touched), at)
+            await move(rows, sorted(result.touched), at)
         return result
 
     def _complain(self, device: str, why: InterlockError) -> None:
@@ -112,10 +120,18 @@ class Intake:
             if event.kind == "verdict":
                 await self._verdict(rows, row, event, at)
             await rows.change("devices", {"id": device}, last_seen=at)
+        else:
+            await self._same(rows, row, event, document, at)
         upto = epoch["upto"]
         if event.number == upto + 1:
             upto = await self._advance(rows, device, event.epoch, upto)
         result.acks[device, event.epoch] = upto
+
+    async def _same(self, rows: Rows, row: Row, event: Event, document: Row, at: str) -> None:
+        """An event that came before says the same as it did: a device sends it again as it is in its outbox."""
+        before = await rows.find("events", device=row["id"], epoch=event.epoch, number=event.number)
+        if before is not None and before["document"] != document:
+            await clones.mark(rows, row, core.NUMBER_REUSED, at, self.addresses.get(row["id"], ()))
 
     @staticmethod
     async def _epoch(rows: Rows, device: str, epoch: str) -> Row:
@@ -138,10 +154,16 @@ class Intake:
 
     async def _reported(self, rows: Rows, row: Row, reported: Reported, at: str, result: Result) -> None:
         device = row["id"]
+        instances, came_back = core.heard(row["instances"], reported.instance)
+        if instances != row["instances"]:
+            await rows.change("devices", {"id": device}, instances=instances)
+        if came_back:
+            await clones.mark(rows, row, core.CAME_BACK, at, self.addresses.get(device, ()))
         if not events.newer_report(row["reported"], reported):
             return
         document = reported.model_dump(mode="json", by_alias=True)
-        await rows.change("devices", {"id": device}, reported=document, last_seen=at)
+        kept = await sideloads.heard(rows, row, reported)
+        await rows.change("devices", {"id": device}, reported=document, sideloads=kept, last_seen=at)
         result.touched.add(device)
         epoch = await self._epoch(rows, device, reported.outbox_epoch)
         gap = events.lost(epoch["upto"], reported.outbox_floor)
@@ -160,7 +182,7 @@ class Intake:
         try:
             if len(data) > VERDICT_MAX_BYTES:
                 raise Invalid(f"verdict: {len(data)} bytes, at most {VERDICT_MAX_BYTES} are kept")
-            keys = trust.load_keys({row["key"]["keyid"]: row["key"]["key"]})
+            keys = trust.load_keys(await keys_of(rows, row["id"]))  # of former certificates too: a verdict may be old
             verdict = trust.open_verdict(data, keys, device=row["id"])
             document = json.loads(canonical.encode(verdict.model_dump(mode="json", by_alias=True)))
         except InterlockError as bad:

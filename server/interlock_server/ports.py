@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from interlock_server.core.releases import Content
 from interlock_shared.base import Signed
 
 Row = dict[str, Any]
 Clock = Callable[[], datetime]
-Joined = Callable[[str, str], Awaitable[None]]  # tells a broker of a device and its password
 Changed = Callable[[Iterable[str]], None]  # ids of devices whose desired document may be another one now
 
 
@@ -29,6 +30,10 @@ class Rows(Protocol):
 
     async def insert_new(self, table: str, **values: Any) -> bool:
         """False, and nothing done, when a row with this key is there."""
+        ...
+
+    async def remove(self, table: str, **where: Any) -> int:
+        """How many rows were removed."""
         ...
 
     async def change(self, table: str, where: Mapping[str, Any], **values: Any) -> int:
@@ -59,6 +64,61 @@ class Sealer(Protocol):
 
     def public(self) -> dict[str, Any]: ...
 
+    @property
+    def epoch(self) -> int:
+        """Under which documents are ordered: the director's, as trusted metadata says."""
+        ...
+
+    def begin(self, roles: Collection[str]) -> None:
+        """Make fresh online keys, to be named by metadata. Blocks."""
+        ...
+
+
+class OnlineSigners(Protocol):
+    """The signers of snapshot, timestamp and director."""
+
+    def candidates(self, role: str) -> Sequence[Any]:
+        """Signers that metadata may name: the used one, and a fresh one."""
+        ...
+
+    def settle(self, named: Mapping[str, Collection[str]], epoch: int) -> None:
+        """What trusted metadata names: the key ids of each role, the director's epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A release role's next metadata: what it said, what it says, whose signatures hold, how many are needed; `data`:
+    the bytes to store."""
+
+    old: Content
+    new: Content
+    keyids: tuple[str, ...]
+    threshold: int
+    version: int
+    data: bytes
+
+
+class Issued(Protocol):
+    """A certificate: PEM with its chain, serial, end of life."""
+
+    @property
+    def pem(self) -> bytes: ...
+    @property
+    def serial(self) -> str: ...
+    @property
+    def expires_at(self) -> datetime: ...
+
+
+class Authority(Protocol):
+    """Certificates for devices. Blocks: called in a thread."""
+
+    def public_of(self, csr_pem: bytes) -> dict[str, Any]:
+        """`{"keyid", "key"}` of a signing request. Raises Invalid (`bad_csr`)."""
+        ...
+
+    def issue(self, csr_pem: bytes, device: str, now: datetime, lifetime: timedelta) -> Issued: ...
+
 
 class Repository(Protocol):
     """TUF metadata in files. Blocks: called in a thread, one call at a time."""
@@ -69,9 +129,11 @@ class Repository(Protocol):
 
     def accept_trust(self, document: Mapping[str, Any], now: datetime) -> None: ...
 
-    def check_release(self, model: str, metadata: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], bytes]:
-        """({"old": targets, "new": targets, "version": …}, bytes to store) of metadata whose signature holds."""
-        ...
+    def check_release(self, model: str, metadata: Mapping[str, Any], now: datetime) -> Checked: ...
+
+    def signers_of(self, model: str) -> tuple[dict[str, str], int]: ...
+
+    def version_of(self, model: str) -> int: ...
 
     def add_release(self, model: str, metadata: bytes, now: datetime) -> None: ...
 

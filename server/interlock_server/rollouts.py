@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from interlock_server.auditing import record
-from interlock_server.core import rollout
+from interlock_server.core import releases, rollout, sideload
 from interlock_server.core.access import Actor
 from interlock_server.core.moments import stamp
 from interlock_server.ports import Changed, Clock, Row, Rows, Store
@@ -29,6 +30,13 @@ def wish_of(row: Row) -> rollout.Wish:
         manifest_sha256=row["manifest_sha256"],
         cancelled=row["cancelled"],
     )
+
+
+def _reached(row: Row) -> rollout.Wish:
+    """A wish that was taken back after the device had switched (its release was withdrawn) has been newer all the same:
+    what the device runs says nothing of the wishes before it."""
+    wish = wish_of(row)
+    return replace(wish, cancelled=wish.cancelled and row["state"] in rollout.NOT_SWITCHED)
 
 
 async def _told(rows: Rows, assignment: str, ranks: Mapping[str, int]) -> list[rollout.Told]:
@@ -55,15 +63,55 @@ async def derive(rows: Rows, devices: Iterable[str], at: str) -> None:
         report = known["reported"] if known else None
         ranks = {one["epoch"]: one["rank"] for one in await rows.list("epochs", device=device)}
         found = await rows.list("assignments", order="number", device=device)
-        newest = rollout.wanted(wish_of(row) for row in found)
+        newest = rollout.wanted(_reached(row) for row in found)
+        files = sideload.held(report, (known or {}).get("sideloads") or {})
         for row in found:
             wish = wish_of(row)
             last = newest.get(wish.unit)
             newer = last is not None and last.order > wish.order
             told = await _told(rows, wish.id, ranks)
-            now = rollout.standing(wish, told, newer=newer, report=report)
+            file = files.get(wish.unit)
+            back = file.version if file and file.blocks(wish.order, wish.manifest_sha256) else None
+            now = rollout.standing(wish, told, newer=newer, report=report, file=back)
             if (now.state, now.reason) != (row["state"], row["reason"]):
                 await rows.change("assignments", {"id": wish.id}, state=now.state, reason=now.reason, updated_at=at)
+
+
+async def begin(rows: Rows, identity: str, release: Row, to: Mapping[str, Any], by: str, at: str) -> Row:
+    """A new rollout, newer than all others; its row."""
+    last = await rows.list("rollouts", order="number", newest=True, limit=1)
+    row = {
+        "id": identity,
+        "number": last[0]["number"] + 1 if last else 1,
+        "model": release["model"],
+        "version": release["version"],
+        "manifest_sha256": release["manifest_sha256"],
+        "to": dict(to),
+        "created_at": at,
+        "created_by": by,
+        "aborted_at": None,
+        "ended": "",
+    }
+    await rows.insert("rollouts", **row)
+    return row
+
+
+async def assign(rows: Rows, begun: Row, device: str, at: str) -> None:
+    """The rollout concerns this device."""
+    await rows.insert(
+        "assignments",
+        id=f"a-{secrets.token_hex(8)}",
+        number=begun["number"],
+        rollout=begun["id"],
+        device=device,
+        unit=begun["model"],
+        version=begun["version"],
+        manifest_sha256=begun["manifest_sha256"],
+        cancelled=False,
+        state="offered",
+        reason="",
+        updated_at=at,
+    )
 
 
 class Rollouts:
@@ -73,47 +121,34 @@ class Rollouts:
         self._store, self._clock, self._changed = store, clock, changed
 
     async def start(self, actor: Actor, model: str, version: str, to: Mapping[str, Any]) -> Row:
-        """A rollout of a published release. Raises NotFound (`no_release`, `no_device`)."""
+        """A rollout of a published release. Raises NotFound (`no_release`, `no_device`), Conflict (`release_pending`,
+        `release_withdrawn`, `release_revoked`)."""
         at, identity = stamp(self._clock()), f"r-{secrets.token_hex(5)}"
         async with self._store.writing() as rows:
-            release = await rows.find("releases", model=model, version=version, state="published")
-            if release is None:
-                raise NotFound(f"there is no release {model} {version}", code="no_release")
+            release = await self._usable(rows, model, version)
             devices = rollout.select(await rows.list("devices"), to)
             if not devices:
                 raise NotFound("no device is meant by this", code="no_device", to=dict(to))
-            last = await rows.list("rollouts", order="number", newest=True, limit=1)
-            number = last[0]["number"] + 1 if last else 1
-            what = {"version": version, "manifest_sha256": release["manifest_sha256"]}
-            await rows.insert(
-                "rollouts",
-                id=identity,
-                number=number,
-                model=model,
-                **what,
-                to=dict(to),
-                created_at=at,
-                created_by=actor.name,
-                aborted_at=None,
-            )
+            begun = await begin(rows, identity, release, to, actor.name, at)
             for device in devices:
-                await rows.insert(
-                    "assignments",
-                    id=f"a-{secrets.token_hex(8)}",
-                    number=number,
-                    rollout=identity,
-                    device=device,
-                    unit=model,
-                    **what,
-                    cancelled=False,
-                    state="offered",
-                    reason="",
-                    updated_at=at,
-                )
+                await assign(rows, begun, device, at)
             await derive(rows, devices, at)
             await record(rows, at, actor, "rollout.start", identity, release=f"{model} {version}", devices=len(devices))
         self._changed(devices)
         return await self.get(identity)
+
+    @staticmethod
+    async def _usable(rows: Rows, model: str, version: str) -> Row:
+        found = await rows.find("releases", model=model, version=version)
+        if found is not None and found["state"] != releases.PUBLISHING:
+            releases.check_usable(f"{model} {version}", found["state"], found["ended_reason"] or "")
+            return found
+        if found is not None or await rows.find("proposals", model=model, version=version, action="publish"):
+            raise Conflict(
+                f"{model} {version} awaits signatures: `interlock release show {model} {version}`",
+                code="release_pending",
+            )
+        raise NotFound(f"there is no release {model} {version}", code="no_release")
 
     async def abort(self, actor: Actor, identity: str) -> Row:
         """Take back what has not switched yet: these devices get their wish before, or none.
@@ -124,8 +159,8 @@ class Rollouts:
         async with self._store.writing() as rows:
             found = await self._known(rows, identity)
             if found["aborted_at"] is not None:
-                raise Conflict(f"{identity} was aborted at {found['aborted_at']}", code="rollout_aborted")
-            await rows.change("rollouts", {"id": identity}, aborted_at=at)
+                raise Conflict(f"{identity} was {found['ended']} at {found['aborted_at']}", code="rollout_aborted")
+            await rows.change("rollouts", {"id": identity}, aborted_at=at, ended="aborted")
             devices = []
             for row in await rows.list("assignments", rollout=identity):
                 if row["state"] in rollout.NOT_SWITCHED:
@@ -153,7 +188,7 @@ class Rollouts:
             "version": row["version"],
             "manifest_sha256": row["manifest_sha256"],
             "to": row["to"],
-            "state": rollout.rollout_state(row["aborted_at"] is not None, states),
+            "state": rollout.rollout_state(row["ended"], states),
             "created_at": row["created_at"],
             "created_by": row["created_by"],
             "aborted_at": row["aborted_at"],

@@ -1,6 +1,5 @@
-"""Who is it: bearer tokens of people and programs, passwords of devices.
-
-A token or a password is shown once, when it is made; the database has only its digest.
+"""Who is it: bearer tokens of people and programs. A token is shown once, when it is made; the database has only its
+digest.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ import secrets
 from typing import Any
 
 from interlock_server.auditing import record
-from interlock_server.core.access import API_TOKEN, Actor, check_role, digest, matches
+from interlock_server.core.access import API_TOKEN, Actor, check_role, digest
 from interlock_server.core.moments import stamp
 from interlock_server.ports import Clock, Store
 from interlock_shared.errors import Forbidden, NotFound
@@ -74,12 +73,6 @@ class Tokens:
         if found is None:
             raise Forbidden("the bearer token is not valid", code="unauthenticated")
         return Actor(found["name"], found["role"], address)
-
-    async def is_device(self, device: str, password: str) -> bool:
-        """Whether this is the device's password."""
-        async with self._store.reading() as rows:
-            found = await rows.find("devices", id=device)
-        return found is not None and matches(password, found["password_sha256"])
 
     async def audit(self, limit: int) -> list[dict[str, Any]]:
         """The newest lines of the audit log first."""

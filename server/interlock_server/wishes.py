@@ -9,23 +9,25 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from interlock_server.core import rollout
+from interlock_server.core import desired, rollout, sideload
 from interlock_server.core.moments import parse, stamp
-from interlock_server.core.releases import DIRECTOR_EPOCH
 from interlock_server.ports import Clock, Row, Rows, Sealer, Store
 from interlock_server.rollouts import wish_of
 from interlock_shared import trust
 from interlock_shared.documents import Assignment, Desired
+from interlock_shared.errors import Conflict
 
 LIFETIME = timedelta(days=90)  # a device cut off for longer keeps serving; it only takes up nothing new
 RENEW_AFTER = timedelta(days=45)
 
 
 class Wishes:
-    """Keeps every device's document equal to what its rollouts say."""
+    """Keeps every device's document equal to what its rollouts say. A device that is ahead (core/desired.py) gets none
+    before it was reconciled."""
 
-    def __init__(self, store: Store, sealer: Sealer, clock: Clock, spread_s: float = 0.0) -> None:
+    def __init__(self, store: Store, sealer: Sealer, clock: Clock, spread_s: float = 0.0, policy: str = "") -> None:
         self._store, self._sealer, self._clock, self._spread_s = store, sealer, clock, spread_s
+        self._policy: Any = policy or None  # of files, for all devices
 
     async def devices(self) -> list[str]:
         """All ids."""
@@ -41,55 +43,68 @@ class Wishes:
             row = await rows.find("devices", id=device)
             if row is None:
                 return None
-            units = await self._units(rows, device)
-            if not self._stale(row, units, now):
+            units = await self._units(rows, row)
+            epoch = self._sealer.epoch
+            ahead = desired.ahead((row["epoch"], row["counter"]), row["reported"])
+            if ahead is not None and ahead[0] >= epoch:  # under a later epoch nobody is ahead
+                return None  # until a person has looked: it is not pushed back to what a backup says
+            if not self._stale(row, units, now, epoch):
                 return row["desired"] if row["desired"] is None else bytes(row["desired"])
-            counter = max(row["counter"], self._seen(row)) + 1
-            envelope = self._seal(device, counter, units, now)
+            known = row["counter"] if row["epoch"] == epoch else 0  # each epoch counts from the beginning
+            try:
+                counter = desired.goes_on_from((epoch, known), row["reported"]) + 1
+            except Conflict:
+                counter = known + 1  # what it says of itself is not plausible
+            envelope = self._seal(device, (epoch, counter), units, now)
             await rows.change(
                 "devices",
                 {"id": device},
                 counter=counter,
+                epoch=epoch,
                 desired=envelope,
                 desired_units=units,
                 desired_issued_at=stamp(now),
+                desired_sideload=self._policy,
             )
             return envelope
 
-    @staticmethod
-    def _stale(row: Row, units: dict[str, Any], now: datetime) -> bool:
+    def _stale(self, row: Row, units: dict[str, Any], now: datetime, epoch: int) -> bool:
         if row["desired"] is None:
-            return bool(units)
+            return bool(units or self._policy)
+        if row["epoch"] != epoch:
+            return True  # the director has another key: devices no longer believe the old one
+        if row["desired_sideload"] != self._policy:
+            return True
         return bool(row["desired_units"] != units or now - parse(row["desired_issued_at"]) > RENEW_AFTER)
 
     @staticmethod
-    def _seen(row: Row) -> int:
-        """The counter that the device has accepted: after a restore from a backup it is ahead of the database."""
-        epoch, counter = (row["reported"] or {}).get("desired") or (0, 0)
-        plausible = epoch == DIRECTOR_EPOCH and 0 <= counter - row["counter"] < trust.COUNTER_JUMP_MAX
-        return int(counter) if plausible else 0
+    async def _units(rows: Rows, row: Row) -> dict[str, Any]:
+        """What is wanted of each unit; nothing where a file's release stands in the wish's place."""
+        wishes = rollout.wanted([wish_of(one) for one in await rows.list("assignments", device=row["id"])])
+        files, units = sideload.held(row["reported"], row["sideloads"] or {}), {}
+        for unit, wish in sorted(wishes.items()):
+            file = files.get(unit)
+            if file is None or not file.blocks(wish.order, wish.manifest_sha256):
+                made = Assignment(
+                    version=wish.version,
+                    manifest_sha256=wish.manifest_sha256,
+                    assignment=wish.id,
+                    rollout=wish.rollout,
+                    over=file.assignment if file else None,
+                    unpinned=bool(file and file.unpinned),
+                )
+                units[unit] = made.model_dump(mode="json")
+        return units
 
-    @staticmethod
-    async def _units(rows: Rows, device: str) -> dict[str, Any]:
-        wishes = rollout.wanted([wish_of(row) for row in await rows.list("assignments", device=device)])
-        return {
-            unit: Assignment(
-                version=wish.version,
-                manifest_sha256=wish.manifest_sha256,
-                assignment=wish.id,
-                rollout=wish.rollout,
-            ).model_dump(mode="json")
-            for unit, wish in sorted(wishes.items())
-        }
-
-    def _seal(self, device: str, counter: int, units: dict[str, Any], now: datetime) -> bytes:
-        desired = Desired(
+    def _seal(self, device: str, place: tuple[int, int], units: dict[str, Any], now: datetime) -> bytes:
+        document = Desired(
             device=device,
-            epoch=DIRECTOR_EPOCH,
-            counter=counter,
+            epoch=place[0],
+            counter=place[1],
             issued_at=stamp(now),
             expires_at=stamp(now + LIFETIME),
             units={unit: Assignment(**wish) for unit, wish in units.items()},
             start_spread_s=self._spread_s,
+            sideload=self._policy,
         )
-        return self._sealer.seal(desired, trust.DESIRED_TYPE)
+        return self._sealer.seal(document, trust.DESIRED_TYPE)

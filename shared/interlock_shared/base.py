@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -39,8 +40,18 @@ FileName = Annotated[
 ]
 """One path component, never a path."""
 
-Timestamp = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")]
-"""RFC 3339 in UTC."""
+
+def _a_moment(text: str) -> str:
+    datetime.fromisoformat(text[:19])  # ValueError: a 13th month, a 61st second
+    return text
+
+
+Timestamp = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z$"),
+    AfterValidator(_a_moment),
+]
+"""RFC 3339 in UTC: a time that there is."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -98,7 +109,7 @@ def _json(document: dict[str, Any]) -> bytes:
     return encode(document)
 
 
-_AGENT = re.compile(r"^\d+\.\d+\.\d+")
+_AGENT = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}(-[0-9A-Za-z.-]{0,64})?")
 
 
 def check_speakable(document: dict[str, Any], schema: str, what: str, *, agent: str = __version__) -> None:
@@ -107,7 +118,7 @@ def check_speakable(document: dict[str, Any], schema: str, what: str, *, agent: 
     Raises Incompatible (`needs_agent`) when `min_agent` is above `agent`, Invalid on another schema.
     """
     wanted = document.get("min_agent")
-    if isinstance(wanted, str) and _AGENT.match(wanted) and version_key(wanted) > version_key(agent):
+    if isinstance(wanted, str) and _AGENT.fullmatch(wanted) and version_key(wanted) > version_key(agent):
         raise Incompatible(
             f"{what}: needs agent ≥ {wanted}, this is {agent}", code="needs_agent", needs=wanted, agent=agent
         )

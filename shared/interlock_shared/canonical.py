@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 from interlock_shared.errors import Invalid
@@ -39,6 +40,13 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # `1e999`: no canonical form could be written of it
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
 
 
 def _depth(data: bytes) -> int:
@@ -72,7 +80,9 @@ def decode(data: bytes, *, limit: int, what: str) -> dict[str, Any]:
     if data.count(b"{") + data.count(b"[") > DEPTH_MAX and _depth(data) > DEPTH_MAX:
         raise Invalid(f"{what}: nested deeper than {DEPTH_MAX}", field=what)
     try:
-        document = json.loads(data, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+        document = json.loads(
+            data, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant, parse_float=_finite
+        )
     except (ValueError, UnicodeDecodeError, RecursionError) as bad:
         raise Invalid(f"{what}: not JSON: {bad}", field=what) from None
     if not isinstance(document, dict):

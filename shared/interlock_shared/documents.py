@@ -5,11 +5,14 @@ Signed documents travel as DSSE envelopes (see trust.py) and refuse unknown fiel
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from interlock_shared.base import Finite, Name, Report, Sha256, Signed, Timestamp, Version
+from interlock_shared.classes import SELECTORS_MAX
+from interlock_shared.classes import check as check_class
+from interlock_shared.errors import Invalid
 from interlock_shared.gates import Stage
 
 DESIRED_SCHEMA = "interlock.desired/1"
@@ -21,20 +24,38 @@ ACK_SCHEMA = "interlock.ack/1"
 PRESENCE_SCHEMA = "interlock.presence/1"
 DIRECTOR_SCHEMA = "interlock.director/1"
 
+
+def _a_class(facts: dict[str, str]) -> dict[str, str]:
+    try:
+        return check_class(facts)
+    except Invalid as bad:
+        raise ValueError(bad.message) from None
+
+
+Selector = Annotated[dict[str, str], AfterValidator(_a_class)]
+"""Facts of a device that must all hold."""
+
 # --- server -> device, signed by the director ---------------------------------------------------------------------
 
 
+SideloadPolicy = Literal["forbid", "once", "pin"]
+
+
 class Assignment(Signed):
-    """What is wanted of one unit. `assignment` is the same for every document that repeats the same wish."""
+    """What is wanted of one unit. `assignment` is the same for every document that repeats the same wish. `over`: the
+    release from a file that this wish knows of, and replaces; `unpinned`: a person said so."""
 
     version: Version
     manifest_sha256: Sha256
     assignment: Name
     rollout: Name
+    over: Name | None = None
+    unpinned: bool = False
 
 
 class Desired(Signed):
-    """All that the server wants of one device. Ordered by (epoch, counter). A unit that is not named is left alone."""
+    """All that the server wants of one device. Ordered by (epoch, counter). A unit that is not named is left alone.
+    `sideload`: what a file may do on it, unless its owner says more."""
 
     schema_: Literal["interlock.desired/1"] = Field(alias="schema", default="interlock.desired/1")
     min_agent: Version = "0.1.0"
@@ -44,18 +65,21 @@ class Desired(Signed):
     issued_at: Timestamp
     expires_at: Timestamp
     start_spread_s: Finite = Field(default=0.0, ge=0, le=86_400)
+    sideload: SideloadPolicy | None = None
     units: dict[Name, Assignment]
 
 
 class Permit(Signed):
-    """Allows a bundle to be installed from a file. `devices` None: any device of this fleet."""
+    """Allows a bundle to be installed from a file: on these devices, or on those of these classes (see classes.py);
+    with both None on any device of this fleet."""
 
     schema_: Literal["interlock.permit/1"] = Field(alias="schema", default="interlock.permit/1")
     min_agent: Version = "0.1.0"
     model: Name
     version: Version
     manifest_sha256: Sha256
-    devices: tuple[Name, ...] | None
+    devices: tuple[Name, ...] | None = Field(default=None, min_length=1)
+    classes: tuple[Selector, ...] | None = Field(default=None, min_length=1, max_length=SELECTORS_MAX)
     issued_at: Timestamp
     expires_at: Timestamp
 
@@ -172,6 +196,18 @@ class Verdict(Signed):
     origin: Literal["rollout", "sideload", "dry-run"] = "rollout"
 
 
+class Sideloaded(Report):
+    """A confirmed release that a file brought, and that stands. `at`: when it was confirmed, by the device's clock;
+    `knew`: which of the server's wishes the device knew of then; `policy` pin: a person has to unpin it."""
+
+    assignment: Name
+    version: str
+    manifest_sha256: str
+    at: str
+    knew: str = ""
+    policy: str = "once"
+
+
 class UnitReport(Report):
     """The four facts that are never mixed up, and where the attempt stands."""
 
@@ -185,6 +221,7 @@ class UnitReport(Report):
     reason: str = ""
     assignment: str | None = None
     manifest_sha256: str | None = None
+    sideload: Sideloaded | None = None
     fallback: str | None = None  # version in the spare slot, when it is intact
     alarm: str | None = (
         None  # the check that a confirmed release fails, when it stays for want of another, or by policy
@@ -206,6 +243,10 @@ class Reported(Report):
     fingerprint_sha256: str
     units: dict[Name, UnitReport]
     clock_floor: str | None = None
+    refused: dict[Annotated[str, Field(max_length=80)], Annotated[int, Field(ge=0, lt=2**53)]] = Field(
+        default_factory=dict, max_length=100
+    )  # documents that the device has ignored since the agent's start, by `document:reason`
+    instance: str = Field(default="", max_length=64)  # one start of the agent on one boot
     notes: tuple[str, ...] = ()  # what a person should know: state was lost, clock is behind, a document was refused
 
 
@@ -245,18 +286,23 @@ EVENT_KINDS = {
     "quarantined": "this payload is not tried again here until told to",
     "rolled_back": "the owner went back to the previous confirmed release",
     "unhealthy": "a confirmed release turned bad; data says what was seen, data.action what follows: revert, or alarm",
+    "revoked": "a confirmed release was taken back by its signers; data.action: what follows (revert, stop, alarm)",
     "recovered": "the alarm of a confirmed release is over",
     "state_lost": "the journal could not be read and was rebuilt from the seals",
     "refused": "a document was ignored: foreign, replayed, expired, unsigned",
 }
 
 
-class Ack(Report):
-    """Server to device: all events of `epoch` up to and including `upto` are in the database."""
+class Ack(Signed):
+    """Server to device: all events of the outbox `epoch` up to and including `upto` are in the database. Signed by the
+    director, since the device forgets them.
+    """
 
-    schema_: str = Field(alias="schema", default=ACK_SCHEMA)
-    epoch: str
-    upto: int = Field(ge=0)
+    schema_: Literal["interlock.ack/1"] = Field(alias="schema", default="interlock.ack/1")
+    min_agent: Version = "0.1.0"
+    device: Name
+    epoch: str = Field(max_length=64)
+    upto: int = Field(ge=0, lt=2**53)
 
 
 class Presence(Report):

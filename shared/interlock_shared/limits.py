@@ -12,6 +12,7 @@ DOCUMENT_MAX_BYTES = (
 )  # a desired, permit, reported or event document; MQTT brokers commonly cap at 1 MiB or above
 VERDICT_MAX_BYTES = 768 * 1024  # a verdict travels inside one event; raw samples beyond it stay on the device
 METADATA_MAX_BYTES = 4 * MIB  # one TUF metadata file
+ROOT_MAX_BYTES = 512 * 1024  # of root metadata: keys and thresholds, and a certificate
 
 SEGMENT_BYTES = 4 * MIB  # cut length; large enough that a request costs little, small enough to be verified in memory
 SEGMENT_MAX_BYTES = 64 * MIB  # a manifest that declares longer ones is refused: a segment is held in memory once
@@ -26,6 +27,8 @@ LABELS_MAX = 100_000  # classes of a model
 SLICES_MAX = 64  # groups of golden items: each is judged on its own, and a person reads the rows
 
 COMPRESS_WORTH = 0.95  # a segment travels compressed when that saves at least 5 %: below, the CPU is not worth it
+
+PERMIT_MAX_S = 3660 * 86_400  # a permit of more than ten years is a mistake
 
 ATTEMPTS_MAX = 3  # for each unit, payload digest and assignment, across generations
 UNJUDGED_MAX = 10  # tries that were given back, since the gate came to no verdict; then a person decides

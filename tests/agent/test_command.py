@@ -119,6 +119,15 @@ class Ticking:
     def now(self) -> float:
         return 1_700_000_000.0
 
+    def floor(self) -> float:
+        return 0.0
+
+    def raise_floor(self, seconds: float) -> None:
+        del seconds
+
+    def behind(self) -> float:
+        return 0.0
+
     def monotonic(self) -> float:
         import time
 

@@ -39,6 +39,15 @@ class Clock:
     def now(self) -> float:
         return NOW
 
+    def floor(self) -> float:
+        return 0.0
+
+    def raise_floor(self, seconds: float) -> None:
+        del seconds
+
+    def behind(self) -> float:
+        return 0.0
+
     def monotonic(self) -> float:
         return 5.0
 

@@ -12,9 +12,10 @@ from typing import Any, cast
 from securesystemslib.signer import CryptoSigner
 
 from interlock_agent import link as links
+from interlock_agent.core.times import rfc3339
 from interlock_agent.ports import Ports, Stored
 from interlock_shared import canonical, trust
-from interlock_shared.documents import Assignment, Desired
+from interlock_shared.documents import Ack, Assignment, Desired
 from interlock_shared.errors import Unreachable
 from tests.agent.material import NEW
 from tests.fakes.journal import FakeJournal, Memory
@@ -102,6 +103,7 @@ class World:
     def knows(self, key: CryptoSigner = KEY, epoch: int = 1) -> None:
         public = key.public_key
         self.engine.stored.meta["director"] = {"epoch": epoch, "keys": {public.keyid: public.to_dict()}}
+        self.engine.stored.meta["signed_until"] = at(86_400)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -121,12 +123,12 @@ def test_a_wish_is_believed_journaled_and_then_acted_upon() -> None:
     async def story() -> None:
         await world.link.message("desired", desired(5))
         assert world.journal.memory.meta["desired_at"] == [1, 5]
-        assert world.journal.memory.meta["clock_floor"] == at(0)
+        assert world.journal.memory.meta["clock_floor"] == rfc3339(EPOCH)
         assert [order["detector"].assignment for order in world.engine.orders] == ["w5"]
         for counter in (5, 4, 1):  # repeated, replayed, reordered
             await world.link.message("desired", desired(counter))
         assert len(world.engine.orders) == 1
-        assert world.refused() == []
+        assert world.refused() == ["older"]
         await world.link.message("desired", desired(6))
         assert [order["detector"].assignment for order in world.engine.orders] == ["w5", "w6"]
         again = World()
@@ -150,27 +152,36 @@ def test_a_refusal_is_told_once_for_each_reason() -> None:
             await world.link.message("desired", desired(5, ends=-1))
             await world.link.message("desired", desired(2**40))
             await world.link.message("ack", b"[]")
-        assert world.link.refusals == 15
+        assert sum(world.link.refusals.values()) == 15
+        assert world.link.refusals["desired:other_device"] == 3
         assert world.engine.orders == []
 
     world.run(story())
     assert sorted(world.refused()) == ["counter_jump", "expired", "invalid", "invalid", "other_device"]
 
 
-def test_an_unknown_key_is_looked_up_once() -> None:
+def test_after_a_lost_journal_the_newest_document_is_heard_again_and_nothing_older() -> None:
     world = World()
-    world.knows(OTHER_KEY)
+    world.knows()
+    world.engine.stored.meta["desired_at"] = [1, 7]  # from the ledger, without what it said
 
     async def story() -> None:
         await world.link.message("desired", desired(5))
-        assert world.fetcher.refreshes == 1
-        assert len(world.engine.orders) == 1
-        await world.link.message("desired", desired(6, key=OTHER_KEY))
-        assert world.fetcher.refreshes == 2
-        assert len(world.engine.orders) == 1
+        assert world.engine.orders == []
+        await world.link.message("desired", desired(7))
+        assert [order["detector"].assignment for order in world.engine.orders] == ["w7"]
 
     world.run(story())
-    assert world.refused() == ["bad_signature"]
+    assert world.refused() == ["older"]
+
+
+def test_a_signed_time_raises_the_floor_only_as_far_as_the_metadata_vouches() -> None:
+    for until, floor in ((at(86_400), rfc3339(EPOCH)), (at(-50), rfc3339(EPOCH - 50)), (None, None)):
+        world = World()
+        world.knows()
+        world.engine.stored.meta["signed_until"] = until
+        world.run(world.link.message("desired", desired(1)))
+        assert world.journal.memory.meta.get("clock_floor") == floor
 
 
 def test_a_new_director_epoch_is_looked_up_and_an_old_one_is_not_believed() -> None:
@@ -196,7 +207,11 @@ def test_trust_that_cannot_be_refreshed_is_no_refusal() -> None:
         await world.link.message("desired", desired(5))
 
     world.run(story())
-    assert (world.link.refusals, world.refused()) == (1, [])
+    assert (world.link.refusals, world.refused()) == ({"desired:unreachable": 1}, [])
+
+
+def acked(epoch: str, upto: int, key: CryptoSigner = KEY, device: str = DEVICE) -> bytes:
+    return trust.seal(Ack(device=device, epoch=epoch, upto=upto), trust.ACK_TYPE, key)
 
 
 def happened(kind: str) -> dict[str, Any]:
@@ -214,9 +229,9 @@ def test_what_happened_is_sent_until_it_is_acknowledged() -> None:
         await asyncio.sleep(1)
         assert world.broker.numbers() == list(range(1, 46))
         epoch = world.journal.memory.epoch
-        await world.link.message("ack", canonical.encode({"epoch": "another-epoch", "upto": 45}))
+        await world.link.message("ack", acked("another-epoch", 45))
         assert len(world.journal.memory.outbox) == 45
-        await world.link.message("ack", canonical.encode({"epoch": epoch, "upto": 40}))
+        await world.link.message("ack", acked(epoch, 40))
         assert [number for number, _ in world.journal.memory.outbox] == list(range(41, 46))
         world.broker.sent.clear()
         await asyncio.sleep(links.RESEND_S + 1)
@@ -225,7 +240,7 @@ def test_what_happened_is_sent_until_it_is_acknowledged() -> None:
         await world.link.connected()
         await asyncio.sleep(1)
         assert world.broker.numbers() == list(range(41, 46)), "a new session begins again"
-        await world.link.message("ack", canonical.encode({"epoch": epoch, "upto": 45}))
+        await world.link.message("ack", acked(epoch, 45))
         world.broker.sent.clear()
         await asyncio.sleep(2 * links.RESEND_S)
         assert world.broker.numbers() == []
@@ -233,6 +248,34 @@ def test_what_happened_is_sent_until_it_is_acknowledged() -> None:
         await asyncio.gather(running, return_exceptions=True)
 
     world.run(story())
+
+
+def test_only_the_server_makes_the_outbox_forget() -> None:
+    """A broker that lies acknowledges what nobody has: unsigned, signed by another, for another device, too much."""
+    world = World()
+    world.knows()
+
+    async def story() -> None:
+        await world.journal.put_meta({}, tuple(happened("staged") for _ in range(5)))
+        epoch = world.journal.memory.epoch
+        forged = (
+            canonical.encode({"schema": "interlock.ack/1", "device": DEVICE, "epoch": epoch, "upto": 5}),
+            acked(epoch, 5, OTHER_KEY),
+            acked(epoch, 5, device="press-8"),
+            acked(epoch, 900),
+            desired(5),
+        )
+        for ack in forged * 2:
+            await world.link.message("ack", ack)
+        kept = [json.loads(text)["kind"] for _, text in world.journal.memory.outbox]
+        assert kept.count("staged") == 5
+        await world.link.message("ack", acked(epoch, 4))
+        await world.link.message("ack", acked(epoch, 2))  # replayed: a no-op
+        assert world.journal.memory.outbox[0][0] == 5
+        assert world.fetcher.refreshes == 1  # the key might be a new one; not again for each message
+
+    world.run(story())
+    assert sorted(world.refused()) == ["ack_beyond", "bad_signature", "invalid", "other_device", "wrong_type"]
 
 
 def test_a_session_that_breaks_loses_nothing() -> None:

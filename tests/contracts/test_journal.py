@@ -241,3 +241,31 @@ async def test_a_try_is_counted_also_when_the_database_could_not_commit(
         await journal.close()
     ledger = json.loads(await asyncio.to_thread((tmp_path / "ledger.json").read_bytes))
     assert ledger["spent"] == {":".join(KEY): 1}, "the ledger comes first"
+
+
+async def test_a_journal_that_is_gone_or_older_is_lifted_to_the_floors_of_the_ledger(tmp_path: Path) -> None:
+    async def opened() -> tuple[SqliteJournal, dict[str, Any], list[str]]:
+        one = SqliteJournal(tmp_path, DEVICE)
+        stored = await one.load()
+        return one, stored.meta, stored.notes
+
+    one, _, _ = await opened()
+    old = {"floors": {"root": 1, "targets": 3}, "director": {"epoch": 1, "keys": {}}, "desired_at": [1, 7]}
+    new = {"floors": {"root": 2, "targets": 1}, "director": {"epoch": 2, "keys": {}}, "desired_at": [2, 1]}
+    await one.put_meta({**old, "clock_floor": "2026-01-01T00:00:00.000000Z"})
+    await one.close()
+    image = (tmp_path / "journal.db").read_bytes()
+    one, _, _ = await opened()
+    await one.put_meta({**new, "clock_floor": "2026-02-01T00:00:00.000000Z"})
+    await one.commit(transition(spend=KEY))
+    await one.close()
+    for how in ("older", "gone"):
+        if how == "older":
+            (tmp_path / "journal.db").write_bytes(image)  # an image of the disk that was put back
+        else:
+            (tmp_path / "journal.db").unlink()
+        one, meta, notes = await opened()
+        assert {name: meta[name] for name in new} == new, how
+        assert meta["clock_floor"].startswith("2026-02")
+        assert bool(notes) is (how == "gone"), "and it is told"
+        await one.close()

@@ -92,6 +92,7 @@ everything runs on until Ctrl-C, or: kill {os.getpid()}. In another shell, in th
 
   export INTERLOCK_SERVER={fleet.url} INTERLOCK_TOKEN={fleet.token}
   export INTERLOCK_KEYS={fleet.keys.resolve()} INTERLOCK_CONFIG={device.config.resolve()}
+  export INTERLOCK_CA={fleet.ca_file.resolve()}
   .venv/bin/interlock device show {device.name}
   .venv/bin/interlock rollout start {MODEL} 1.0.0 --to {SITE}
   .venv/bin/interlock-agent status

@@ -341,7 +341,7 @@ class Foreign:
 
     def export(self, target: Path) -> None:
         """With a permit for any device."""
-        self._fleet.cli("bundle", "export", MODEL, self._release.version, "-o", str(target), "--any-device")
+        self._fleet.cli("bundle", "export", MODEL, self._release.version, "-o", str(target), "--valid-for", "7d")
 
     def __exit__(self, *_: object) -> None:
         self._fleet.stop()

@@ -150,7 +150,7 @@ ROWS: tuple[tuple[str, int, str], ...] = (
     ("interlock bundle show {folder}/noise.bundle", 1, "bundle"),
     ("interlock bundle verify {folder}/empty.bundle", 1, "bundle"),
     ("interlock bundle build {folder}/version", 1, "version"),
-    ("interlock bundle export {model} 99.0.0 -o {folder}/x.bundle --any-device", 1, "99.0.0"),
+    ("interlock bundle export {model} 99.0.0 -o {folder}/x.bundle", 1, "99.0.0"),
     ("interlock rollout start {model} 99.0.0 --to all", 1, "99.0.0"),
     ("interlock rollout start {model} 1.1.0 --to site", 2, "site"),
     ("interlock rollout start {model} 1.1.0 --to site=mars", 1, "no_device"),
@@ -180,19 +180,24 @@ ROWS: tuple[tuple[str, int, str], ...] = (
     ("interlock-agent forgive {zeros} --config {config}", 1, "quarantine"),
     ("interlock-agent install {folder}/absent.bundle --config {config}", 1, "absent.bundle"),
     ("interlock-agent install {folder} --config {config}", 1, ""),
-    ("interlock-agent install {folder}/noise.bundle --config {config}", 1, "bundle"),
-    ("interlock-agent install {folder}/empty.bundle --config {config}", 1, "bundle"),
-    ("interlock-agent install - --config {config}", 1, "bundle"),
+    ("interlock-agent install {folder}/noise.bundle --config {config}", 18, "bundle"),
+    ("interlock-agent install {folder}/empty.bundle --config {config}", 14, "bundle"),
+    ("interlock-agent install - --config {config}", 14, "bundle"),
     ("interlock-agent install {folder}/noise.bundle --config {folder}/away.toml", 3, "agent"),
-    ("interlock bundle export {model} 1.1.0 -o {folder}/x.bundle", 2, "--device"),
+    ("interlock bundle export {model} 1.1.0 -o {folder}/x.bundle --valid-for soon", 2, "--valid-for"),
+    ("interlock bundle export {model} 1.1.0 -o {folder}/x.bundle --class colour=red", 1, "colour"),
     ("interlock-agent enrol --config {folder}/away.toml", 2, "--token"),
     (
-        "interlock-agent enrol --server http://{dead} --token t --root-sha256 {zeros} --config {folder}/away.toml",
+        "interlock-agent enrol --server https://{dead} --token t --root-sha256 {zeros} --config {folder}/away.toml",
         3,
         "{dead}",
     ),
     ("interlock-agent enrol --server {url} --token t --root-sha256 {zeros} --config {folder}/away.toml", 1, "root"),
-    ("interlock-agent enrol --server ftp://x --token t --root-sha256 {zeros} --config {folder}/away.toml", 1, "http"),
+    (
+        "interlock-agent enrol --server ftp://x --token t --root-sha256 {zeros} --config {folder}/away.toml",
+        2,
+        "https://",
+    ),
     ("interlock-host no-such-command", 2, "no-such-command"),
     ("interlock-host run --config {folder}/absent.toml", 2, "absent.toml"),
     ("interlock-host run --config {folder}/bad.toml", 2, "bad.toml"),
@@ -205,8 +210,10 @@ ROWS: tuple[tuple[str, int, str], ...] = (
     ("interlock-server run --listen 127.0.0.1:99999", 2, "99999"),
     ("interlock-server run --broker http://x", 2, "http"),
     ("interlock-server run --start-spread soon", 2, "soon"),
-    ("interlock-server run --mosquitto-passwd p --mosquitto-acl a", 2, "--broker"),
-    ("interlock-server run --broker mqtt://x --mosquitto-passwd p", 2, "--mosquitto-acl"),
+    ("interlock-server run --plain-listen nowhere", 2, "--plain-listen"),
+    ("interlock-server run --certificate-days 0", 2, "--certificate-days"),
+    ("interlock-server run --mosquitto-crl crl.pem", 2, "--broker"),
+    ("interlock-server run --broker mqtts://x --mosquitto-pid p", 2, "--mosquitto-crl"),
     ("interlock-server run --data {folder}/noise", 1, "noise"),
     ("interlock-server run --log-format xml", 2, "xml"),
 )
@@ -234,18 +241,18 @@ def test_after_all_that_nothing_has_changed(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "code"),
     [
-        "interlock release list --json --token wrong",
-        "interlock device show nobody --json",
-        "interlock-agent verdict nobody --json --config {config}",
-        "interlock-agent install {folder}/noise.bundle --json --config {config}",
+        ("interlock release list --json --token wrong", 1),
+        ("interlock device show nobody --json", 1),
+        ("interlock-agent verdict nobody --json --config {config}", 1),
+        ("interlock-agent install {folder}/noise.bundle --json --config {config}", 18),
     ],
 )
-def test_a_program_gets_the_error_as_a_document(place: Place, words: str) -> None:
+def test_a_program_gets_the_error_as_a_document(place: Place, words: str, code: int) -> None:
     done = place.run(words)
     error = json.loads(done.stdout)["error"]
-    assert done.returncode == 1
+    assert done.returncode == code
     assert error["code"]
     assert error["message"]
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ def exported(made: World, version: str, devices: list[str] | None = None, change
     path = made.folder / f"{version}.bundle"
 
     async def work() -> None:
-        async with Api(made.url, made.token) as api:
-            head = await export.head(api, MODEL, version, devices, 7)
+        async with Api(made.url, made.token, made.ca) as api:
+            meant = {"devices": devices, "valid_for_s": 7 * 86_400}
+            head = await export.head(api, MODEL, version, meant, datetime.now(UTC))
             if change is not None:
                 head = await asyncio.to_thread(change, head)
             with await asyncio.to_thread(path.open, "wb") as out:
@@ -104,6 +106,60 @@ def test_a_file_and_a_pipe_install_without_a_server_which_learns_of_it(one: Watc
     assert one.device.ask("status")["units"][MODEL]["running"] == versions[1]  # not pushed back
 
 
+def stands(one: Watcher, version: str, policy: str) -> dict[str, Any]:
+    """Wait until the server knows of the file's release; the unit's facts."""
+
+    def told() -> dict[str, Any] | None:
+        unit = one.world.ask("GET", f"/v1/devices/{one.device.name}")["units"].get(MODEL) or {}
+        file = unit.get("sideload") or {}
+        return dict(unit) if (unit.get("confirmed"), file.get("policy")) == (version, policy) else None
+
+    return dict(until(told, f"the server to know of {version}, {policy}"))
+
+
+def test_what_was_wanted_before_a_file_stands_back_and_what_is_wanted_after_replaces_it(one: Watcher) -> None:
+    made = one.world
+    first, cut_off, brought, after = (made.release() for _ in range(4))
+    confirmed = one.wish(first)
+    one.settles(first, confirmed)
+    file = exported(made, brought)
+    one.web.close()
+    one.broker.close()
+    never_heard = one.wish(cut_off)  # the server wants it, and the device does not know
+    assert install(one, file)[0] == 0
+    one.web.open()
+    one.broker.open()
+    assert made.server_says(never_heard, "superseded")["reason"] == f"sideload {brought}"
+    assert made.assignment(confirmed)["state"] == "confirmed"  # it was, and something else was wanted since
+    assert stands(one, brought, "once")["running"] == brought
+    device = f"/v1/devices/{one.device.name}"
+    until(lambda: made.ask("GET", device)["units"][MODEL]["offered"] == brought, "nothing older to be wanted")
+    one.settles(after, one.wish(after))
+    until(lambda: made.ask("GET", device)["units"][MODEL]["sideload"] is None, "nothing of a file to stand")
+
+
+def test_what_is_pinned_stays_until_a_person_unpins_it(one: Watcher) -> None:
+    made, text = one.world, one.device.config.read_text()
+    brought, after = made.release(), made.release()
+    file = exported(made, brought)
+    one.device.config.write_text(text + '[sideload]\npolicy = "pin"\n')
+    one.device.agent.stop()
+    one.device.start_agent()
+    assert install(one, file)[0] == 0
+    stands(one, brought, "pin")
+    rollout = one.wish(after)
+    assert made.server_says(rollout, "superseded")["reason"] == f"sideload {brought}"
+    assert one.device.ask("status")["units"][MODEL]["running"] == brought
+    made.ask("POST", f"/v1/devices/{one.device.name}/unpin", {"model": MODEL})
+    one.settles(after, rollout)
+    assert install(one, exported(made, made.release()))[0] == 0
+    assert one.device.ask("unpin", unit=MODEL)["unit"] == MODEL
+    assert one.device.ask("status")["units"][MODEL]["sideload"] is None
+    one.device.config.write_text(text)
+    one.device.agent.stop()
+    one.device.start_agent()
+
+
 def permit(made: World, head: Head, **changes: Any) -> Head:
     """The same bundle with a permit that the director has signed so."""
     now = datetime.now(UTC)
@@ -128,36 +184,40 @@ def foreign_permit(made: World, head: Head) -> Head:
     return Head(head.data, head.manifest, head.metadata, head.director, stranger.seal(payload, trust.PERMIT_TYPE))
 
 
-REFUSALS: dict[str, tuple[Any, set[str]]] = {
-    "for another device": (lambda made, head: permit(made, head, devices=("press-8",)), {"other_device"}),
+REFUSALS: dict[str, tuple[Any, set[str], int]] = {
+    "for another device": (lambda made, head: permit(made, head, devices=("press-8",)), {"other_device"}, 12),
     "expired": (
         lambda made, head: permit(made, head, expires_at="2025-01-01T00:00:00Z", issued_at="2024-12-01T00:00:00Z"),
-        {"expired", "metadata_expired", "bad_metadata"},
+        {"expired"},
+        11,
     ),
     "for another release": (
         lambda made, head: permit(made, head, version="9.9.9"),
         {"permit_for_other_release"},
+        12,
     ),
-    "signed by a stranger": (foreign_permit, {"unknown_key", "bad_signature"}),
+    "signed by a stranger": (foreign_permit, {"bad_signature"}, 17),
     "missing": (
         lambda made, head: Head(head.data, head.manifest, head.metadata, head.director, None),
         {"no_permit"},
+        12,
     ),
     "unsigned": (
         lambda made, head: Head(head.data, head.manifest, {}, None, None),
-        {"unsigned_bundle", "no_permit"},
+        {"unsigned_bundle"},
+        17,
     ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_bundle_without_a_good_permit_is_refused(one: Watcher, name: str) -> None:
-    change, codes = REFUSALS[name]
+    change, codes, exit_code = REFUSALS[name]
     before = one.device.ask("status")["units"][MODEL]
     made = one.world
     file = exported(made, made.release(), change=lambda head: change(made, head))
     code, answer = install(one, file)
-    assert code == 1
+    assert code == exit_code
     assert answer["error"]["code"] in codes, answer
     after = one.device.ask("status")["units"][MODEL]
     assert (after["running"], after["generation"]) == (before["running"], before["generation"])
@@ -201,7 +261,7 @@ def damaged(one: Watcher, how: str) -> Path:
 def test_a_damaged_bundle_is_refused_and_leaves_nothing(one: Watcher, how: str) -> None:
     before = one.device.ask("status")["units"][MODEL]["running"]
     code, answer = install(one, damaged(one, how))
-    assert code == 1, answer
+    assert code in {14, 17, 18}, answer
     reason = answer.get("error", {}).get("code") or answer["reason"]
     assert reason in {
         "truncated", "segment_mismatch", "manifest_mismatch", "not_a_bundle", "invalid", "bad_archive", "not_canonical",
@@ -306,3 +366,25 @@ def test_an_install_with_the_server_stopped_does_not_wait_for_it(one: Watcher) -
     assert install(one, file)[0] == 0
     one.web.open()
     one.broker.open()
+
+
+def test_a_server_that_forbids_files_is_heard_and_so_is_that_it_no_longer_does(one: Watcher) -> None:
+    made, before = one.world, one.device.ask("status")["units"][MODEL]["running"]
+    file = exported(made, made.release())
+    assert made.server is not None
+
+    def heard(policy: str) -> bool:
+        found = rows(one.device, "SELECT value FROM fact WHERE name = 'sideload'")
+        return (json.loads(found[0][0]) if found else None) == (policy or None)
+
+    for policy in ("forbid", ""):
+        made.server.stop()
+        made.start_server(*(("--sideload", policy) if policy else ()))
+        until(partial(heard, policy), "the server's policy to be heard")
+        exit_code, answer = install(one, file)
+        if not policy:
+            assert exit_code == 0, answer
+            return
+        assert (exit_code, answer["error"]["code"]) == (16, "sideload_forbidden")
+        assert "by the server" in answer["error"]["message"]
+        assert one.device.ask("status")["units"][MODEL]["running"] == before

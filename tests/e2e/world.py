@@ -13,12 +13,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from interlock_agent.adapters import identity
+from interlock_agent.fetcher import enrolment
+from interlock_agent.fetcher.messages import Job
 from interlock_server.publisher import parcels, release
 from interlock_server.publisher.client import Api
 from interlock_server.publisher.keys import KeyFolder
@@ -54,7 +55,7 @@ class World(Fleet):
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=30, context=self.tls) as answer:
                 return dict(json.loads(answer.read()))
         except urllib.error.HTTPError as refused:
             with refused:
@@ -64,16 +65,20 @@ class World(Fleet):
         """Keys of the fleet."""
 
         async def work() -> None:
-            async with Api(self.url, self.token) as api:
+            async with Api(self.url, self.token, self.ca) as api:
                 await release.trust(api, KeyFolder(self.keys), list(models), datetime.now(UTC))
 
         asyncio.run(work())
+
+    def add_model(self, model: str) -> None:
+        """One more release role: targets has a new version."""
+        self.cli("keys", "add-model", model, "--no-passphrase")
 
     def publish(self, folder: Path) -> Json:
         """Sign and upload."""
 
         async def work() -> Json:
-            async with Api(self.url, self.token) as api:
+            async with Api(self.url, self.token, self.ca) as api:
                 parcel = await asyncio.to_thread(parcels.of_folder, folder)
                 return await release.publish(api, KeyFolder(self.keys), parcel, datetime.now(UTC))
 
@@ -116,7 +121,8 @@ class World(Fleet):
     def join(self, made: Device, labels: Mapping[str, str]) -> None:
         """Enrol in this process."""
         token = self.ask("POST", "/v1/device-tokens", {"labels": dict(labels), "device": made.name})
-        identity.enrol(made.state, self.url, token["token"], token["root_sha256"], made.name)
+        wanted = Job("enrol", "", str(made.state), 0.0, "", server=self.url, name=made.name)
+        enrolment.enrol(replace(wanted, token=token["token"], root_sha256=token["root_sha256"]))
 
     def events(self, device: Device) -> list[Json]:
         """The device's history as the server has it, oldest first."""
@@ -225,11 +231,12 @@ def watched(
     device.host_socket = "h.sock"
     run = device.folder / "run"
     (device.folder / "host.toml").write_text(host_toml(device.folder) + f'control_socket = "{run}/h.sock"\n')
-    web = Door(made.url.removeprefix("http://"))
+    web = Door(made.url.removeprefix("https://"))
     path = device.state / "identity" / "identity.json"
     facts = json.loads(path.read_text())
-    broker = Door(facts["broker"].removeprefix("mqtt://"))
-    facts |= {"server": f"http://{web.address}", "broker": f"mqtt://{broker.address}"}
+    scheme, _, address = facts["broker"].partition("://")
+    broker = Door(address)
+    facts |= {"server": f"https://{web.address}", "broker": f"{scheme}://{broker.address}"}
     path.write_text(json.dumps(facts))
     return Watcher(made, device, Between(run / "host.sock", run / "h.sock"), web, broker)
 

@@ -59,6 +59,20 @@ class VirtualClock:
         """The agent's: seconds since the epoch."""
         return EPOCH + self._loop.virtual
 
+    signed = 0.0
+
+    def floor(self) -> float:
+        """The newest signed time and what has passed since."""
+        return self.signed + self._loop.virtual if self.signed else 0.0
+
+    def raise_floor(self, seconds: float) -> None:
+        """Never lowers it."""
+        self.signed = max(self.signed, seconds - self._loop.virtual)
+
+    def behind(self) -> float:
+        """Seconds."""
+        return max(0.0, self.floor() - self.now())
+
     def utc(self) -> float:
         """The host's: seconds since the epoch."""
         return EPOCH + self._loop.virtual

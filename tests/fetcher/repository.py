@@ -67,15 +67,22 @@ class Repository:
     version: int = 1
     expires: dict[str, datetime] = field(default_factory=dict)
     manifest: Manifest = field(default_factory=the_manifest)
+    parts: dict[str, bytes] = field(default_factory=lambda: {canonical.sha256(part): part for part in PARTS})
     released: bool = True
+    revoked: dict[str, Any] = field(default_factory=dict)  # records in the release role, by version
     signed_as: bytes | None = None  # other bytes under the release's name
     director_epoch: int = 1
     devices: tuple[str, ...] | None = (DEVICE,)
+    classes: tuple[dict[str, str], ...] | None = None
+    permit_by: str = "director"
+    sideload: tuple[str, ...] = ()  # keys that the root lets sign permits
+    root_version: int = 1
     permit_ends: datetime = NOW + timedelta(days=30)
+    now: datetime = NOW
     keys: dict[str, CryptoSigner] = field(
         default_factory=lambda: {
             role: CryptoSigner.generate_ed25519()
-            for role in ("root", "targets", "snapshot", "timestamp", "release", "director")
+            for role in ("root", "targets", "snapshot", "timestamp", "release", "director", "depot")
         }
     )
 
@@ -84,15 +91,18 @@ class Repository:
         return manifests.to_bytes(self.manifest)
 
     def _ends(self, role: str) -> datetime:
-        return self.expires.get(role, NOW + timedelta(days=365))
+        return self.expires.get(role, self.now + timedelta(days=365))
 
     def director_document(self) -> bytes:
         key = self.keys["director"].public_key
         director = Director(epoch=self.director_epoch, keys={key.keyid: key.to_dict()})
         return canonical.encode(director.model_dump(mode="json", by_alias=True))
 
-    def root(self) -> bytes:
-        root = Root(version=1, expires=self._ends("root"), consistent_snapshot=True)
+    def root(self, version: int = 0) -> bytes:
+        named = {self.keys[name].public_key.keyid: self.keys[name].public_key.to_dict() for name in self.sideload}
+        last = version or self.root_version
+        more = {topics.ROOT_EXTENSION: {topics.ROOT_SIDELOAD: named}} if named and last == self.root_version else None
+        root = Root(version=last, expires=self._ends("root"), consistent_snapshot=True, unrecognized_fields=more)
         for role in ("root", "targets", "snapshot", "timestamp"):
             root.add_key(self.keys[role].public_key, role)
         return _signed(root, self.keys["root"])
@@ -108,12 +118,13 @@ class Repository:
         )  # fmt: skip
         name = topics.target_name(MODEL, VERSION)
         mine = {name: TargetFile.from_data(name, self.signed_as or self.raw, ["sha256"])} if self.released else {}
-        release = Targets(version=v, expires=self._ends("release"), targets=mine)
+        more = {"x-interlock": {"revoked": self.revoked}} if self.revoked else {}
+        release = Targets(version=v, expires=self._ends("release"), targets=mine, unrecognized_fields=more)
         meta = {f"{one}.json": MetaFile(v) for one in ("targets", role)}
         snapshot = Snapshot(version=v, expires=self._ends("snapshot"), meta=meta)
         timestamp = Timestamp(version=v, expires=self._ends("timestamp"), snapshot_meta=MetaFile(v))
         return {
-            "1.root.json": self.root(),
+            **{f"{number}.root.json": self.root(number) for number in range(1, self.root_version + 1)},
             "timestamp.json": _signed(timestamp, self.keys["timestamp"]),
             f"{v}.snapshot.json": _signed(snapshot, self.keys["snapshot"]),
             f"{v}.targets.json": _signed(targets, self.keys["targets"]),
@@ -126,19 +137,22 @@ class Repository:
             version=VERSION,
             manifest_sha256=canonical.sha256(self.raw),
             devices=self.devices,
+            classes=self.classes,
             issued_at=text(NOW - timedelta(days=1)),
             expires_at=text(self.permit_ends),
         )
-        return trust.seal(permit, trust.PERMIT_TYPE, self.keys["director"])
+        return trust.seal(permit, trust.PERMIT_TYPE, self.keys[self.permit_by])
 
-    def bundle(self, *, permit: bool = True) -> bytes:
-        """The single file."""
-        members = {archive.MAGIC: b""} | {f"metadata/{name}": data for name, data in self.files().items()}
+    def bundle(self, *, permit: bool = True, files: dict[str, bytes] | None = None) -> bytes:
+        """The single file; `files`: its metadata, where it is not this repository's."""
+        found = self.files() if files is None else files
+        members = {archive.MAGIC: b""} | {f"metadata/{name}": data for name, data in found.items()}
         members[archive.DIRECTOR] = self.director_document()
         if permit:
             members[archive.PERMIT] = self.permit()
         members[archive.MANIFEST] = self.raw
-        members |= {archive.segment_name(canonical.sha256(part), "identity"): part for part in PARTS}
+        for sha256 in self.manifest.segments():
+            members[archive.segment_name(sha256, "identity")] = self.parts[sha256]
         out = io.BytesIO()
         for name, data in members.items():
             out.write(header(name, len(data)) + data + b"\0" * padding(len(data)))

@@ -20,7 +20,7 @@ from interlock_agent.fetcher.assemble import Assembly
 from interlock_agent.fetcher.http import RESUMES, Server
 from interlock_agent.ports import Stored
 from interlock_shared import canonical, topics
-from interlock_shared.errors import InterlockError, NoSpace, Untrusted
+from interlock_shared.errors import InterlockError, Later, NoSpace, Untrusted
 from interlock_shared.manifest import Manifest
 from interlock_shared.seals import encode, seal
 from tests.fetcher.repository import CONTENT, DEVICE, MODEL, PARTS, VERSION, Repository, the_manifest
@@ -109,7 +109,7 @@ def url(shelf: Shelf) -> Iterator[str]:
 
 
 def segment(url: str, sink: Callable[[memoryview], None] = lambda piece: None) -> bytes:
-    server = Server(url, "", "")
+    server = Server(url)
     try:
         return bytes(server.segment(FIRST, len(PARTS[0]), sink)[0])
     finally:
@@ -162,13 +162,13 @@ def test_a_server_that_lies_is_refused(url: str, shelf: Shelf, words: str, lie: 
 
 def test_a_small_resource_has_its_limit(url: str, shelf: Shelf) -> None:
     shelf.files["/big"] = bytes(101)
-    server = Server(url, "u", "p")
+    server = Server(url)
     assert server.get("/none", 100) is None
     with pytest.raises(Untrusted, match="more than 100"):
         server.get("/big", 100)
     server.close()
     with pytest.raises(InterlockError):
-        Server("ftp://x", "", "")
+        Server("ftp://x")
 
 
 def test_a_server_that_is_away_is_unreachable(free_port: Callable[[], int]) -> None:
@@ -277,9 +277,10 @@ class Online:
     def __init__(self, state: Path, url: str, repository: Repository, **meta: Any) -> None:
         (state / "trust").mkdir(parents=True)
         (state / "trust" / "root.json").write_bytes(repository.root())
-        identity = {"server": url, "device": DEVICE, "broker_password": "secret"}
+        identity = {"server": url, "device": DEVICE}
         self.state, self.repository = state, repository
-        self.fetcher = FetcherProcess(state, DEVICE, identity, Clock(), Stored(meta=meta))
+        self.clock = Clock()
+        self.fetcher = FetcherProcess(state, DEVICE, identity, self.clock, Stored(meta=meta))
 
     async def fetch(self, digest: str = "") -> dict[str, Any]:
         source = await self.fetcher.online(MODEL, VERSION, digest or canonical.sha256(self.repository.raw))
@@ -303,7 +304,40 @@ async def test_one_pass_over_the_network(tmp_path: Path, url: str, shelf: Shelf)
     assert await device.fetcher.refresh() == {
         "floors": {k: v for k, v in device.head["trust"]["floors"].items() if k != "release-detector"},
         "director": device.head["trust"]["director"],
+        "signed_until": "2027-06-01T00:00:00Z",
+        "revoked": {},
     }
+
+
+YEAR = 365 * 86_400.0
+
+
+async def test_a_wild_clock_takes_nothing_up_and_forgets_nothing(tmp_path: Path, url: str, shelf: Shelf) -> None:
+    """Years ahead everything looks expired: later, not never. When the clock is right again, it works."""
+    repository = Repository()
+    shelf.put(repository)
+    device = Online(tmp_path, url, repository)
+    device.clock.moment += 30 * YEAR
+    for work in (device.fetch(), device.fetcher.refresh()):
+        with pytest.raises(Later) as ahead:
+            await work
+        assert ahead.value.code == "metadata_expired"
+        assert "2056" in ahead.value.message, "it tells the time that was believed"
+    assert not shelf.blobs()
+    device.clock.moment -= 30 * YEAR
+    done = await device.fetch()
+    assert (Path(done["folder"]) / "model.onnx").read_bytes() == CONTENT
+
+
+async def test_a_clock_in_the_past_is_not_asked_whether_it_is_before_the_issue(
+    tmp_path: Path, url: str, shelf: Shelf
+) -> None:
+    """No battery: what was signed after the time that is believed is taken up all the same."""
+    repository = Repository()
+    shelf.put(repository)
+    device = Online(tmp_path, url, repository)
+    device.clock.moment = 0.0
+    assert (await device.fetch())["fetched"] == len(CONTENT)
 
 
 async def test_after_a_failure_only_what_is_missing_is_asked_for(tmp_path: Path, url: str, shelf: Shelf) -> None:

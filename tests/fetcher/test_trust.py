@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from tuf.ngclient._internal import trusted_metadata_set
 
+from interlock_agent.fetcher.revocations import GONE, look, recorded
 from interlock_agent.fetcher.trust import Trust, revoked
 from interlock_shared import canonical, topics
 from interlock_shared.errors import InterlockError, Unreachable
@@ -108,6 +110,29 @@ def test_a_file_that_is_missing_and_a_network_that_is_away_differ(tmp_path: Path
             raise Unreachable("no network")
 
     assert refused(lambda: Trust(repository.root(), tmp_path / "b", Away(repository), AT).refresh({})) == "unreachable"
+
+
+def test_a_refresh_sees_what_was_revoked_and_a_file_cannot_bring_it_back(tmp_path: Path) -> None:
+    repository = Repository(version=3)
+    floors, digest = walk(repository, tmp_path), canonical.sha256(repository.raw)
+    installed = {MODEL: [[VERSION, digest, False]], "factory": [["1.0.0", digest, False]]}
+    chain = Trust(repository.root(), tmp_path, Files(repository), AT)
+    assert look(chain, installed, chain.refresh(floors))[0] == {}
+    record = {"manifest_sha256": digest, "at": "2026-05-31T00:00:00Z", "reason": "labels were swapped"}
+    later = replace(repository, version=4, released=False, revoked={VERSION: record})
+    chain = Trust(repository.root(), tmp_path, Files(later), AT)
+    found, raised = look(chain, installed, chain.refresh(floors))
+    assert found == {MODEL: {digest: {"version": VERSION, "reason": record["reason"], "at": record["at"]}}}
+    assert raised[topics.release_role(MODEL)] == 4
+    assert recorded(tmp_path, MODEL, VERSION, digest)
+    assert not recorded(tmp_path, MODEL, VERSION, "0" * 64)
+    assert not recorded(tmp_path, "factory", "1.0.0", digest)
+    # The same without a record: gone is not revoked, where the device may know more than this metadata.
+    silent = replace(repository, version=5, released=False)
+    chain = Trust(repository.root(), tmp_path, Files(silent), AT)
+    floors = chain.refresh(raised)
+    assert look(chain, {MODEL: [[VERSION, digest, False]]}, floors)[0] == {}
+    assert look(chain, {MODEL: [[VERSION, digest, True]]}, floors)[0][MODEL][digest]["reason"] == GONE
 
 
 def test_what_its_signer_took_back_is_revoked(tmp_path: Path) -> None:

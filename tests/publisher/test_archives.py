@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
 
-from interlock_server.publisher import archives, export, keys, payload
+from interlock_server.publisher import archives, ceremony, export, keys, payload
 from interlock_shared import archive, canonical, manifest, topics, trust
 from interlock_shared.archive import Head, Reader
 from interlock_shared.documents import Permit
@@ -57,6 +57,9 @@ def transports(contents: list[bytes], length: int = 4096) -> list[Transport]:
     return [payload.compress(sha256, part) for sha256, part in parts.items()]
 
 
+TLS_CA = "-----BEGIN CERTIFICATE-----\nof nobody here\n-----END CERTIFICATE-----\n"
+
+
 @dataclass
 class Signed:
     """A published bundle, and the root that vouches for it."""
@@ -71,7 +74,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Signed:
     folder = keys.KeyFolder(tmp_path_factory.mktemp("keys") / "k")
     online = {role: CryptoSigner.generate_ed25519() for role in ("snapshot", "timestamp", "director")}
     public = {role: {"keyid": one.public_key.keyid, "key": one.public_key.to_dict()} for role, one in online.items()}
-    upload = keys.first_trust(folder, {**public, "director_epoch": 1}, ["detector"], NOW)
+    upload = ceremony.first_trust(folder, {**public, "director_epoch": 1, "tls_ca": TLS_CA}, ["detector"], NOW)
     made = the_manifest(CONTENTS)
     data = manifest.to_bytes(made)
     name = topics.target_name("detector", "1.4.0")
@@ -306,7 +309,7 @@ def test_a_foreign_key_is_refused(signed: Signed, tmp_path: Path) -> None:
         for role in ("snapshot", "timestamp", "director")
         for key in [CryptoSigner.generate_ed25519().public_key]
     }
-    keys.first_trust(other, public, ["detector"], NOW)
+    ceremony.first_trust(other, {**public, "tls_ca": TLS_CA}, ["detector"], NOW)
     assert error_of(signed.data, other.root()).code == "bad_signature"
 
 

@@ -47,8 +47,10 @@ def test_help_and_version(capsys: Any) -> None:
 WRONG = [
     (2, "", ["frobnicate"]),
     (2, "", ["bundle", "build", "--frob"]),
-    (2, "", ["bundle", "export", "m", "1.0.0", "-o", "x"]),
-    (2, "", ["bundle", "export", "m", "1.0.0", "-o", "x", "--any-device", "--days", "0"]),
+    (2, "", ["bundle", "export", "m", "1.0.0"]),
+    (2, "invalid", ["bundle", "export", "m", "1.0.0", "-o", "x", "--valid-for", "0d"]),
+    (2, "invalid", ["bundle", "export", "m", "1.0.0", "-o", "x", "--valid-for", "3661d"]),
+    (1, "invalid", ["bundle", "export", "m", "1.0.0", "-o", "x", "--class", "colour=red"]),
     (2, "", ["keys", "init"]),
     (1, "no_bundle_toml", ["bundle", "build", "nowhere"]),
     (1, "missing_file", ["bundle", "show", "nowhere"]),

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -222,6 +223,21 @@ class Fleet:
         """The admin token."""
         return (self.folder / "token").read_text().strip()
 
+    @property
+    def ca_file(self) -> Path:
+        """The authority of the server's certificate."""
+        return self.data / "tls_ca.crt"
+
+    @property
+    def ca(self) -> str:
+        """The same as PEM."""
+        return self.ca_file.read_text()
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """Believes the server alone."""
+        return ssl.create_default_context(cafile=str(self.ca_file))
+
     def start_server(self, *more: str) -> None:
         """Start the server; the first time on free ports, later on the same ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +247,7 @@ class Fleet:
         if self.broker:
             command += ["--broker", self.broker]
         else:
-            command += ["--broker-listen", self._address.get("broker", "mqtt://127.0.0.1:0").removeprefix("mqtt://")]
+            command += ["--broker-listen", self._address.get("broker", "//127.0.0.1:0").rpartition("//")[2]]
         self.server = Process("server", command + list(more), self.folder / "server.log", self.environment)
         written = self.data / "server.json"
         with contextlib.suppress(FileNotFoundError):
@@ -243,7 +259,7 @@ class Fleet:
     def admin_environment(self) -> dict[str, str]:
         """The environment of the release engineer's command line."""
         named = {"INTERLOCK_SERVER": self.url, "INTERLOCK_TOKEN": self.token, "INTERLOCK_KEYS": str(self.keys)}
-        return {**self.environment, **named}
+        return {**self.environment, **named, "INTERLOCK_CA": str(self.ca_file)}
 
     def cli(self, *arguments: str, check: bool = True, **more: Any) -> subprocess.CompletedProcess[str]:
         """`interlock ARGUMENTS`."""
@@ -256,12 +272,12 @@ class Fleet:
     def api(self, path: str) -> Any:
         """GET of the server's API with the admin's token: what is looked at often costs no process."""
         request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self.token}"})
-        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S, context=self.tls) as answer:
             return json.loads(answer.read())
 
     def init_keys(self, *models: str) -> None:
         """A development key set."""
-        self.cli("keys", "init", *(word for model in models for word in ("--model", model)))
+        self.cli("keys", "init", "--no-passphrase", *(word for model in models for word in ("--model", model)))
 
     def device(
         self, name: str, unit: Mapping[str, Any] | None = None, labels: Mapping[str, str] | None = None
@@ -317,7 +333,8 @@ class Fleet:
 def agent_toml(folder: Path, unit: Mapping[str, Any]) -> str:
     """The agent's configuration: `unit` holds dotted settings of the defaults, e.g. {"trial.lease_s": 30}."""
     lines = ["[device]", f'state_dir = "{folder}/state"', f'run_dir = "{folder}/run"']
-    lines += ["[link]", "backoff_cap_s = 2.0", "[defaults]"]  # a rig's server comes back at once
+    # A rig's server comes back at once, and has no fleet whose devices should not all ask at once.
+    lines += ["[link]", "backoff_cap_s = 2.0", "notice_spread_s = 0.2", "[defaults]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in unit.items()]
     return "\n".join(lines) + "\n"
 

@@ -6,8 +6,9 @@ import asyncio
 import base64
 import hashlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any
 
 import aiohttp
 import aiomqtt
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
 
@@ -63,7 +68,8 @@ class Offline:
 
     def root(self, online: Json, version: int = 1) -> Json:
         """Root metadata that names the server's keys."""
-        root = Root(version=version, expires=EXPIRES, consistent_snapshot=True)
+        more = {topics.ROOT_EXTENSION: {"tls_ca": online["tls_ca"]}}
+        root = Root(version=version, expires=EXPIRES, consistent_snapshot=True, unrecognized_fields=more)
         root.add_key(self.root_key.public_key, "root")
         root.add_key(self.targets_key.public_key, "targets")
         for role in ("snapshot", "timestamp"):
@@ -130,6 +136,23 @@ def release_body(what: manifest.Manifest, metadata: Json) -> Json:
     return {"manifest": base64.b64encode(manifest.to_bytes(what)).decode(), "metadata": metadata}
 
 
+PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
+
+
+def csr(key: PrivateKey) -> str:
+    """A signing request, as the agent makes it."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "whoever")])
+    algorithm = None if isinstance(key, Ed25519PrivateKey) else hashes.SHA256()
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, algorithm)
+    return request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def pem(key: PrivateKey) -> bytes:
+    """PKCS#8."""
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key.private_bytes(*form)
+
+
 @dataclass
 class Client:
     """Asks the API."""
@@ -162,11 +185,12 @@ class Client:
 
 @dataclass
 class Device:
-    """What the agent will be: a key, a password, events with numbers."""
+    """What the agent will be: a key, a certificate, events with numbers."""
 
     id: str
     key: CryptoSigner
-    password: str
+    pair: Path  # key and certificate
+    ca: str  # of the server
     host: str
     port: int
     epoch: str = "epoch-0001"
@@ -210,9 +234,15 @@ class Device:
         """One of its topics."""
         return topics.device_topic(kind, self.id)
 
+    def tls(self) -> ssl.SSLContext:
+        """Shows the certificate, believes this server alone."""
+        context = ssl.create_default_context(cadata=self.ca)
+        context.load_cert_chain(self.pair)
+        return context
+
     def connection(self, **more: Any) -> aiomqtt.Client:
         """A connection to the broker, not yet open."""
-        given = {"username": self.id, "password": self.password, "identifier": self.id, **more}
+        given = {"identifier": self.id, "tls_context": self.tls(), **more}
         return aiomqtt.Client(self.host, self.port, protocol=aiomqtt.ProtocolVersion.V311, **given)
 
     @asynccontextmanager
@@ -244,7 +274,9 @@ class Online:
                 message = await anext(aiter(self.client.messages))
                 document = json.loads(message.payload)
                 if str(message.topic).endswith("/ack"):
-                    self.acks.append((document["epoch"], document["upto"]))
+                    ack = json.loads(base64.b64decode(document["payload"]))
+                    assert ack["device"] == self.device.id
+                    self.acks.append((ack["epoch"], ack["upto"]))
                 else:
                     self.desired.append(document)
 
@@ -293,12 +325,16 @@ class Fleet:
     async def enrol(self, name: str, **labels: str) -> Device:
         """A new device."""
         invitation = await self.admin.post(topics.DEVICE_TOKENS, {"labels": labels, "device": name})
-        key = CryptoSigner.generate_ed25519()
-        public = {"keyid": key.public_key.keyid, "key": key.public_key.to_dict()}
-        body = {"token": invitation["token"], "key": public, "name": None, "agent": "0.1.0"}
-        identity = await self.admin.post(topics.ENROL, body)
-        host, _, port = identity["broker"].removeprefix("mqtt://").rpartition(":")
-        return Device(identity["device"], key, identity["broker_password"], host, int(port))
+        key = ec.generate_private_key(ec.SECP256R1())
+        body = {"token": invitation["token"], "csr": csr(key), "name": None, "agent": "0.1.0"}
+        return self.device(await self.admin.post(topics.ENROL, body), key)
+
+    def device(self, identity: Json, key: PrivateKey) -> Device:
+        """The device of an enrolment's answer."""
+        pair = self.folder.parent / f"{identity['device']}-{identity['keyid'][:8]}.pem"
+        pair.write_bytes(pem(key) + identity["certificate"].encode())
+        host, _, port = identity["broker"].rpartition("//")[2].rpartition(":")
+        return Device(identity["device"], CryptoSigner(key), pair, self.online["tls_ca"], host, int(port))
 
     def client(self, token: str | None) -> Client:
         """Somebody else's."""
@@ -316,11 +352,14 @@ async def running(
 ) -> AsyncIterator[Fleet]:
     """A server on that folder; a new one gets its trust metadata."""
     settings = Settings(folder, ("127.0.0.1", ports[0]), broker, ("127.0.0.1", ports[1]), None, None)
-    async with serve(settings, **more) as server, aiohttp.ClientSession() as session:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serve(settings, **more))
+        connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cadata=server.tls_ca))
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         admin = Client(session, server.url, server.token or token)
         assert admin.token is not None
         online = await admin.get(topics.ONLINE_KEYS)
-        host, _, port = server.broker.removeprefix("mqtt://").rpartition(":")
+        host, _, port = server.broker.rpartition("//")[2].rpartition(":")
         fleet = Fleet(folder, admin, (host, int(port)), offline or Offline(), online, admin.token)
         if offline is None:
             await admin.post(topics.TRUST, fleet.offline.trust(online))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from interlock_server.core import access, events, releases, rollout
 from interlock_server.core.rollout import Told, Wish
 from interlock_shared import canonical
-from interlock_shared.errors import Conflict, Forbidden, Invalid, Untrusted
+from interlock_shared.errors import Forbidden, InterlockError
+from interlock_shared.revocation import Revoked
 from tests.server.fleet_fixture import the_manifest
 
 MINE = "a" * 64
@@ -148,16 +149,17 @@ def test_a_selector_means_these_devices(to: dict[str, Any], ids: list[str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("aborted", "states", "state"),
+    ("ended", "states", "state"),
     [
-        (False, ["offered", "confirmed"], "active"),
-        (False, ["rejected", "confirmed", "failed"], "finished"),
-        (False, ["waiting"], "active"),
-        (True, ["trial"], "aborted"),
+        ("", ["offered", "confirmed"], "active"),
+        ("", ["rejected", "confirmed", "failed"], "finished"),
+        ("", ["waiting"], "active"),
+        ("aborted", ["trial"], "aborted"),
+        ("withdrawn", ["confirmed"], "withdrawn"),
     ],
 )
-def test_a_rollout_is_active_until_every_device_has_a_result(aborted: bool, states: list[str], state: str) -> None:
-    assert rollout.rollout_state(aborted, states) == state
+def test_a_rollout_is_active_until_every_device_has_a_result(ended: str, states: list[str], state: str) -> None:
+    assert rollout.rollout_state(ended, states) == state
 
 
 # --- acknowledgements ---------------------------------------------------------------------------------------------
@@ -207,20 +209,72 @@ def test_a_role_includes_the_smaller_ones(role: str, needed: str, may: bool) -> 
 # --- publishing ---------------------------------------------------------------------------------------------------
 
 DATA = b"manifest"
-FACTS = (len(DATA), "b3aeb1be5cf4fe79f8e4bb38b3d4c5bfc5bb4d8fbd1b7a3a2ff4d2eb8ba0ba0d")
+NAME, OLDER = "detector/1.0.0/manifest.json", "detector/0.9.0/manifest.json"
+GIVEN = {"length": len(DATA), "hashes": {"sha256": canonical.sha256(DATA)}}
+OTHER = {"length": len(DATA), "hashes": {"sha256": "b" * 64}}
+WHY = Revoked(manifest_sha256=canonical.sha256(DATA), at="2026-01-01T00:00:00Z", reason="labels were swapped")
 
 
-def test_a_publish_adds_exactly_its_own_target() -> None:
+def says(
+    *names: str, revoked: dict[str, Revoked] | None = None, rest: Any = None, also: Any = None
+) -> releases.Content:
+    return releases.Content({**dict.fromkeys(names, GIVEN), **(also or {})}, revoked or {}, rest or {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        (says(), says(NAME), ""),
+        (says(OLDER), says(OLDER, NAME), ""),
+        (says(NAME), says(NAME), "release_exists"),
+        (says(OLDER), says(NAME), "target_changed"),
+        (says(OLDER), says(NAME, also={OLDER: OTHER}), "target_changed"),
+        (says(OLDER), says(NAME, also={OLDER: {**GIVEN, "custom": {"note": 1}}}), "target_changed"),
+        (says(), says(), "foreign_target"),
+        (says(), says(NAME, "other/1.0.0/manifest.json"), "foreign_target"),
+        (says(), says(also={NAME: OTHER}), "target_mismatch"),
+        (says(), says(also={NAME: {**GIVEN, "custom": {}}}), "target_mismatch"),
+        (says(), says(NAME, revoked={"0.9.0": WHY}), "target_changed"),
+        (says(revoked={"0.9.0": WHY}), says(NAME), "target_changed"),
+        (says(revoked={"1.0.0": WHY}), says(NAME, revoked={"1.0.0": WHY}), "release_revoked"),
+        (says(revoked={"1.0.0": WHY}), says(NAME), "release_revoked"),
+        (says(), says(NAME, rest={"x": 1}), "target_changed"),
+    ],
+)
+def test_a_publish_adds_exactly_its_own_target(old: releases.Content, new: releases.Content, error: str) -> None:
     one = the_manifest("1.0.0")
-    name, facts = "detector/1.0.0/manifest.json", (len(DATA), canonical.sha256(DATA))
-    releases.check_addition({}, {name: facts}, one, DATA)
-    for old, new, error in (
-        ({name: facts}, {name: facts}, Conflict),
-        ({"detector/0.9.0/manifest.json": facts}, {name: facts}, Conflict),
-        ({"x": facts}, {"x": FACTS, name: facts}, Conflict),
-        ({}, {}, Invalid),
-        ({}, {name: facts, "other/1.0.0/manifest.json": facts}, Invalid),
-        ({}, {name: FACTS}, Untrusted),
-    ):
-        with pytest.raises(error):
-            releases.check_addition(old, new, one, DATA)
+    if not error:
+        releases.check_addition(old, new, one, DATA)
+        return
+    with pytest.raises(InterlockError) as refused:
+        releases.check_addition(old, new, one, DATA)
+    assert refused.value.code == error
+
+
+GONE = {"1.0.0": WHY}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        (says(NAME, OLDER), says(OLDER, revoked=GONE), ""),
+        (says(NAME), says(revoked=GONE), ""),
+        (says(NAME), says(), "no_record"),  # a removal is a revocation, or nothing
+        (says(NAME), says(NAME, revoked=GONE), "target_changed"),
+        (says(OLDER), says(OLDER, revoked=GONE), "no_release"),
+        (says(revoked=GONE), says(revoked=GONE), "release_revoked"),
+        (says(NAME, OLDER), says(revoked=GONE), "target_changed"),
+        (says(NAME), says("detector/2.0.0/manifest.json", revoked=GONE), "target_changed"),
+        (says(NAME), says(revoked={**GONE, "0.9.0": WHY}), "no_record"),
+        (says(NAME, revoked={"0.9.0": WHY}), says(revoked=GONE), "no_record"),
+        (says(NAME), says(revoked={"1.0.0": WHY.model_copy(update={"manifest_sha256": MINE})}), "no_record"),
+        (says(NAME), says(revoked=GONE, rest={"x": 1}), "target_changed"),
+    ],
+)
+def test_a_revocation_takes_exactly_its_own_target(old: releases.Content, new: releases.Content, error: str) -> None:
+    if not error:
+        assert releases.check_revocation(old, new, "detector", "1.0.0") == WHY
+        return
+    with pytest.raises(InterlockError) as refused:
+        releases.check_revocation(old, new, "detector", "1.0.0")
+    assert refused.value.code == error

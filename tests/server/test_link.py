@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from interlock_server.adapters.device_ca import DeviceCA
 from interlock_server.adapters.embedded_broker import EmbeddedBroker
+from interlock_server.mqtt_stream import tls_context
 from interlock_shared import canonical, plot, topics, trust
 from interlock_shared.documents import Distributions, Sketch, Verdict
 from tests.server.fleet_fixture import Device, Fleet, Json, opened, running
@@ -60,7 +64,7 @@ async def test_what_neither_side_has_is_shown_and_does_not_stop_the_rest(fleet: 
 
 
 def _foreign(device: Device) -> bytes:
-    return Device("edge-9", device.key, "", "", 0).event("confirmed")
+    return replace(device, id="edge-9").event("confirmed")
 
 
 HOSTILE: list[Any] = [
@@ -257,16 +261,13 @@ async def test_the_poll_gives_the_same_envelope_as_the_broker(fleet: Fleet) -> N
     await fleet.admin.post(topics.ROLLOUTS, {"model": "detector", "version": "1.0.0", "to": {"device": "edge-1"}})
     async with device.online() as link:
         await link.until(lambda one: bool(one.desired))
-    import aiohttp
-
     anyone = fleet.client(None)
-    mine = {"headers": {"Authorization": aiohttp.encode_basic_auth(device.id, device.password)}}
+    mine = {"ssl": device.tls()}
     polled = await anyone.get(f"/v1/devices/{device.id}/desired", **mine)
     assert polled["desired"] == link.desired[0]
     status, document = await anyone.ask("GET", f"/v1/devices/{neighbour.id}/desired", **mine)
     assert (status, document["code"]) == (403, "other_device")
-    other = {"headers": {"Authorization": aiohttp.encode_basic_auth(neighbour.id, neighbour.password)}}
-    assert (await anyone.get(f"/v1/devices/{neighbour.id}/desired", **other))["desired"] is None
+    assert (await anyone.get(f"/v1/devices/{neighbour.id}/desired", ssl=neighbour.tls()))["desired"] is None
 
 
 async def test_a_device_ahead_of_a_restored_server_is_continued_from_its_counter(fleet: Fleet) -> None:
@@ -321,30 +322,30 @@ async def test_restarts_in_any_order_converge_and_lose_no_event(tmp_path: Path, 
 
 async def test_a_broker_that_restarts_gets_everything_again(tmp_path: Path, free_port: Any) -> None:
     """A broker outside that forgot what was retained, while the server goes on: both reconnect and converge."""
-    port, password = free_port(), ""
-    devices: dict[str, str] = {}
+    port = free_port()
 
-    async def knows(name: str, word: str) -> bool:
-        return bool(devices.get(name) == word)
+    def context() -> ssl.SSLContext:
+        ca = DeviceCA.open(tmp_path / "server" / "keys")
+        (tmp_path / "broker.pem").write_bytes(ca.broker_pem(["localhost"]))
+        return tls_context(tmp_path / "broker.pem", tmp_path / "broker.pem", ca.device_ca)
 
-    listening = asyncio.Event()
-    listening.set()
+    tls = await asyncio.to_thread(context)
+
+    async def knows(name: str, serial: str) -> bool:
+        return bool(name and serial)  # an outside broker: whoever has a certificate
 
     async def broker() -> EmbeddedBroker:
-        one = EmbeddedBroker(knows, listening)
-        one.password = password or one.password
-        await one.start("127.0.0.1", port)
+        one = EmbeddedBroker(knows, tls)
+        await one.start("localhost", port)
         return one
 
     outside = await broker()
-    password = outside.password
-    url = f"mqtt://%40server:{password}@127.0.0.1:{port}"
+    url = f"mqtts://localhost:{port}"
     async with running(tmp_path / "server", broker=url) as fleet:
-        assert (await fleet.admin.get(topics.STATUS))["broker"] == f"mqtt://127.0.0.1:{port}"
+        assert (await fleet.admin.get(topics.STATUS))["broker"] == url
         await fleet.publish("1.0.0")
         device = await fleet.enrol("edge-1")
         assert device.port == port
-        devices[device.id] = device.password
         await fleet.admin.post(topics.ROLLOUTS, {"model": "detector", "version": "1.0.0", "to": {"all": True}})
         async with device.online() as link:
             await link.until(lambda one: bool(one.desired))
@@ -359,3 +360,38 @@ async def test_a_broker_that_restarts_gets_everything_again(tmp_path: Path, free
             await link.send("event", device.event("accepted"))
             await link.acked(1)
     await outside.stop()
+
+
+async def test_a_device_ahead_of_a_restored_server_is_left_alone_until_it_is_reconciled(fleet: Fleet) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        await fleet.publish(version)
+    device, ask = await fleet.enrol("edge-1"), fleet.admin
+    rollout = {"model": "detector", "to": {"device": "edge-1"}}
+    where = f"/v1/devices/{device.id}"
+    async with device.online() as link:
+        await ask.post(topics.ROLLOUTS, {**rollout, "version": "1.0.0"})
+        await link.until(lambda one: bool(one.desired))
+        assert (await ask.ask("POST", f"{where}/reconcile", {}))[1]["code"] == "not_ahead"
+        # What the device says now, the database of a backup would not know.
+        refused = {"desired:older": 2, "nobodys:own": 1}
+        await link.send("reported", device.reported(1, desired=[1, 41], refused=refused))
+        await link.send("event", device.event("accepted", 1))
+        await link.acked(1)
+        seen = len(link.desired)
+        await ask.post(topics.ROLLOUTS, {**rollout, "version": "1.1.0"})
+        assert (await ask.get(where))["ahead"] is True
+        bearer = {"Authorization": f"Bearer {ask.token}"}
+        async with ask.session.get(ask.url + topics.METRICS, headers=bearer) as answer:
+            figures = await answer.text()
+        assert "interlock_devices_ahead 1.0" in figures
+        assert 'interlock_device_documents_refused_total{document="desired",reason="older"} 2.0' in figures
+        assert "nobodys" not in figures, "no device makes up series"
+        done = await ask.post(f"{where}/reconcile", {})
+        assert done == {"device": "edge-1", "counter": 41}
+        await link.until(lambda one: len(one.desired) > seen)
+    document = opened(link.desired[-1], fleet.online, device.id, (1, 41))
+    assert document is not None
+    assert (document.counter, document.units["detector"].version) == (42, "1.1.0")
+    assert (await ask.get(where))["ahead"] is False
+    audit = await ask.get("/v1/audit")
+    assert "device.reconcile" in str(audit)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -52,7 +53,8 @@ def test_one_command_runs_everything(short_path: Path, guarded_environment: Call
     token = short_path / "token"
     with started(short_path, guarded_environment, "--token-file", str(token), "--log-format", "json") as process:
         known = json.loads((short_path / "data" / "server.json").read_text())
-        with urlopen(known["url"] + "/v1/status") as response:
+        context = ssl.create_default_context(cafile=str(short_path / "data" / "tls_ca.crt"))
+        with urlopen(known["url"] + "/v1/status", context=context) as response:
             status = json.load(response)
         assert (status["server"], status["broker"]) == (__version__, known["broker"])
         assert known["pid"] == process.pid
@@ -93,6 +95,13 @@ def test_wrong_options_are_explained(arguments: list[str], capsys: pytest.Captur
     assert capsys.readouterr().err.startswith("interlock-server: ")
 
 
+def test_a_folder_that_cannot_be_had_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("no folder")
+    words = ["broker-config", "mosquitto", "--data", str(tmp_path), "--host", "b.example", "--output"]
+    assert main([*words, str(tmp_path / "file" / "sub")]) == 1
+    assert f"interlock-server: {tmp_path}/file" in capsys.readouterr().err
+
+
 def test_help_and_version_teach(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in ((["--version"], __version__), (["--help"], "admin token"), (["run", "--help"], "--data")):
         with pytest.raises(SystemExit) as ended:
@@ -114,8 +123,8 @@ def test_where_data_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 def test_addresses() -> None:
     assert config.address("[::1]:80", "--listen") == ("::1", 80)
     assert config.show("::1", 80) == "[::1]:80"
-    assert Address.parse("mqtt://user:p%40ss@broker.example") == Address("broker.example", 1883, "user", "p@ss")
-    assert Address.parse("mqtt://[::1]:1884").public == "mqtt://[::1]:1884"
-    for wrong in ("mqtts://x", "mqtt://", "mqtt://x:0", "mqtt://x:1/path"):
+    assert Address.parse("mqtts://broker.example") == Address("broker.example", 8883)
+    assert Address.parse("mqtts://[::1]:1884").public == "mqtts://[::1]:1884"
+    for wrong in ("http://x", "mqtts://", "mqtts://x:0", "mqtts://x:1/path", "mqtt://x", "mqtts://user:word@x"):
         with pytest.raises(Invalid):
             Address.parse(wrong)

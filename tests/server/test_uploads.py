@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.metadata import Metadata, Targets
 
 from interlock_shared import canonical, manifest, topics
@@ -232,9 +232,25 @@ def too_wide_delegation(fleet: Fleet) -> Json:
     return {**body, "targets": sign(signed, fleet.offline.targets_key)}
 
 
+def one_key_named_twice(fleet: Fleet) -> Json:
+    """One person would be the two that the role asks for."""
+    body, key = fleet.offline.trust(fleet.online), fleet.offline.release_key.public_key
+    again = SSlibKey("a" * 64, key.keytype, key.scheme, {"public": key.keyval["public"].upper()})
+    signed = Metadata[Targets].from_dict(copy.deepcopy(body["targets"])).signed
+    signed.add_key(again, "release-detector")
+    assert signed.delegations is not None
+    assert signed.delegations.roles is not None
+    signed.delegations.roles["release-detector"].threshold = 2
+    empty = copy.deepcopy(body["delegated"]["release-detector"])
+    empty["signatures"].append({**empty["signatures"][0], "keyid": again.keyid})
+    targets = sign(signed, fleet.offline.targets_key)
+    return {**body, "targets": targets, "delegated": {"release-detector": empty}}
+
+
 @pytest.mark.parametrize(
     ("attack", "status", "code"),
     [
+        (one_key_named_twice, 422, "key_exists"),
         (foreign_timestamp_key, 422, "foreign_online_key"),
         (foreign_director, 422, "foreign_online_key"),
         (other_director, 422, "target_mismatch"),

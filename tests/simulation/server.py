@@ -10,7 +10,7 @@ from securesystemslib.signer import CryptoSigner
 
 from interlock_agent.core.times import rfc3339
 from interlock_shared import trust
-from interlock_shared.documents import Assignment, Desired, Event
+from interlock_shared.documents import Ack, Assignment, Desired, Event
 from interlock_shared.errors import Unreachable
 from tests.fakes.fetcher import Shelf
 from tests.fakes.loop import EPOCH
@@ -51,6 +51,12 @@ def signed(counter: int, units: tuple[tuple[str, str, str], ...], spread_s: floa
         units=wanted,
     )
     return trust.seal(desired, trust.DESIRED_TYPE, director())
+
+
+@cache
+def acknowledgement(epoch: str, upto: int) -> bytes:
+    """Signed."""
+    return trust.seal(Ack(device="device-1", epoch=epoch, upto=upto), trust.ACK_TYPE, director())
 
 
 class Server:
@@ -125,7 +131,7 @@ class Server:
 
     def _acknowledge(self, agent: AgentLife) -> None:
         if agent.alive and self.online and not self.machine.faults.lose():
-            ack = json.dumps({"epoch": self.machine.journal.epoch, "upto": len(self.events)}).encode()
+            ack = acknowledgement(self.machine.journal.epoch, len(self.events))
             agent.spawn(agent.link.message("ack", ack))
 
     def knows_all(self) -> bool:

@@ -83,11 +83,14 @@ EVENT = canonical.encode(
         "kind": "staged",
     }
 )
-ACK = canonical.encode({"schema": "interlock.ack/1", "epoch": "0123456789abcdef", "upto": 9})
 REPORTED = canonical.encode(
     {"schema": "interlock.reported/1", "device": "d1", "number": 1, "outbox_epoch": "e", "outbox_floor": 1}
     | {"agent": "0.1.0", "host": None, "desired": [1, 7], "fingerprint": {}, "fingerprint_sha256": "", "units": {}}
 )
+
+
+def _ack() -> bytes:
+    return trust.seal(Ack(device="d1", epoch="0123456789abcdef", upto=9), trust.ACK_TYPE, _signer())
 
 
 def _read_bundle(data: bytes) -> None:
@@ -112,9 +115,14 @@ PARSERS: dict[str, tuple[Callable[[], bytes], Callable[[bytes], object]]] = {
         _desired,
         lambda data: trust.open_desired(data, _keys(), device="d1", last=(0, 0), epoch=1, now="2026-02-01T00:00:00Z"),
     ),
-    "permit": (_permit, trust.issued_at),
+    "permit": (
+        _permit,
+        lambda data: trust.open_permit(
+            data, _keys(), device="d1", model="detector", version="1.4.0", manifest_sha256=DIGEST, now=NOW
+        ),
+    ),
     "event": (lambda: EVENT, _document(Event)),
-    "ack": (lambda: ACK, _document(Ack)),
+    "ack": (_ack, lambda data: trust.open_ack(data, _keys(), device="d1")),
     "reported": (lambda: REPORTED, _document(Reported)),
 }
 

@@ -1,6 +1,8 @@
 """The MQTT broker, through aiomqtt: reconnects with full jitter, says who is there by its last will.
 
 MQTT 3.1.1 is the floor; QoS 1; a persistent session, so that the broker keeps what comes while the device is away.
+`mqtts`: the device shows its certificate, and the broker's is checked against the TLS authority of the trusted root,
+its name included. Both are read anew for each connection, so that what was renewed is used from the next one on.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,28 +22,56 @@ from interlock_agent.ports import Clock
 from interlock_shared import tasks, topics
 from interlock_shared.documents import PRESENCE_SCHEMA
 from interlock_shared.errors import Invalid, Unreachable
+from interlock_shared.limits import DOCUMENT_MAX_BYTES
 
 log = logging.getLogger("interlock.broker")
 
 PUBLISH_TIMEOUT_S = 30.0
+WAITING_MAX = 64  # messages that are not looked at yet; more are dropped, and asked for or sent again
+PACKET_MAX_BYTES = DOCUMENT_MAX_BYTES + 4096  # the largest document, and its topic
 
 
 def _presence(online: bool) -> bytes:
     return json.dumps({"schema": PRESENCE_SCHEMA, "online": online}).encode()
 
 
+def _bound(client: aiomqtt.Client) -> None:
+    """A packet may be 256 MiB, and paho makes room for all of it at once: who announces more than a document ends the
+    connection. No other place of paho's knows the size before; a test fails when this one moves.
+    """
+    paho = client._client  # noqa: SLF001
+    receive = paho._sock_recv  # noqa: SLF001
+
+    def bounded(size: int) -> bytes:
+        if size > PACKET_MAX_BYTES:
+            raise ConnectionError(f"the broker announces a packet of {size} bytes")
+        return receive(size)
+
+    paho._sock_recv = bounded  # type: ignore[assignment, method-assign]  # noqa: SLF001
+
+
 class Broker:
     """A connection that is there again whenever it can be. `on_message(kind, payload)`, `on_connect()`."""
 
     def __init__(
-        self, url: str, device: str, password: str, clock: Clock, *, keepalive_s: int = 30, cap_s: float = 60.0
+        self,
+        url: str,
+        device: str,
+        clock: Clock,
+        *,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        keepalive_s: int = 30,
+        cap_s: float = 60.0,
     ) -> None:
+        """`tls` makes the context of one `mqtts` connection; it reads files, and is called in a thread."""
         parts = urlsplit(url)
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
             raise Invalid(f"not an address of a broker: {url}", field="broker")
         self._host, self._port = parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-        self._tls = aiomqtt.TLSParameters() if parts.scheme == "mqtts" else None
-        self._device, self._password, self._clock = device, password, clock
+        if parts.scheme == "mqtts" and tls is None:
+            raise Invalid(f"{url} needs a certificate, and this device has none", field="broker")
+        self._tls = tls if parts.scheme == "mqtts" else None
+        self._device, self._clock = device, clock
         self._keepalive_s, self._cap_s = keepalive_s, cap_s
         self._client: aiomqtt.Client | None = None
         self.failures = 0
@@ -58,7 +89,7 @@ class Broker:
         while True:
             try:
                 await self._session()
-            except (aiomqtt.MqttError, OSError) as broken:
+            except (aiomqtt.MqttError, OSError, Unreachable) as broken:
                 self.failures += 1
                 if str(broken) != self.trouble:
                     log.warning("broker: %s", broken)
@@ -68,20 +99,23 @@ class Broker:
             await self._clock.sleep(backoff(max(self.failures, 1), self._clock.dice(), cap=self._cap_s))
 
     async def _session(self) -> None:
+        context = await self._context()
         presence = topics.device_topic("presence", self._device)
         client = aiomqtt.Client(
             self._host,
             self._port,
             identifier=f"interlock-{self._device}",
             username=self._device,
-            password=self._password,
             protocol=aiomqtt.ProtocolVersion.V311,
             clean_session=False,
             keepalive=self._keepalive_s,
-            tls_params=self._tls,
+            tls_context=context,
             will=aiomqtt.Will(presence, _presence(online=False), qos=1, retain=True),
+            max_queued_incoming_messages=WAITING_MAX,
         )
+        _bound(client)
         async with client:
+            self._check_dates(client)
             for kind in topics.DEVICE_MAY_SUBSCRIBE:
                 await client.subscribe(topics.device_topic(kind, self._device), qos=1)
             await client.subscribe(topics.NOTICE, qos=1)
@@ -96,6 +130,19 @@ class Broker:
                 self._client = None
                 if greeting is not None:
                     await tasks.ended([greeting])
+
+    def _check_dates(self, client: aiomqtt.Client) -> None:
+        """OpenSSL was told not to (fetcher/credentials.py): the floor decides, as over HTTPS. Raises Unreachable."""
+        sock = client._client.socket()  # noqa: SLF001
+        ends = (sock.getpeercert() or {}).get("notAfter") if isinstance(sock, ssl.SSLSocket) else None
+        if ends and ssl.cert_time_to_seconds(str(ends)) < self._clock.floor():
+            raise Unreachable(f"the broker's certificate expired at {ends}")
+
+    async def _context(self) -> ssl.SSLContext | None:
+        try:
+            return await asyncio.to_thread(self._tls) if self._tls else None
+        except (OSError, ValueError) as bad:
+            raise Unreachable(f"the device's certificate or the TLS authority cannot be read: {bad}") from None
 
     async def _received(self, topic: str, payload: object) -> None:
         if self.on_message is None or not isinstance(payload, bytes | bytearray):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -10,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from interlock_agent.core.times import rfc3339
+from interlock_agent.core.revoked import installed
+from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.fetcher import messages
 from interlock_agent.ports import Clock, Stored
 from interlock_agent.processes import ended
@@ -30,14 +32,17 @@ class Child:
     async def _line(self) -> dict[str, Any]:
         if self._process.stdout is None:
             raise AssertionError("started with pipes")
-        raw = await self._process.stdout.readline()
-        if not raw:
+        try:
+            raw = await self._process.stdout.readline()
+            line = dict(json.loads(raw)) if raw else None
+        except (ValueError, TypeError, RecursionError) as bad:
+            raise Unreachable(f"the fetcher's answer is not one: {bad}", code="fetcher_died") from None
+        if line is None:
             code = await self._process.wait()
             raise Unreachable(f"the fetcher ended with {code}", code="fetcher_died")
-        line = json.loads(raw)
         if "error" in line:
             raise from_wire(line["error"])
-        return dict(line)
+        return line
 
     async def manifest(self) -> dict[str, Any]:
         """What the manifest says, believed."""
@@ -61,11 +66,12 @@ class Child:
 
     async def abandon(self) -> None:
         """End it. The end of its standard input is its end; a child that does not listen is killed."""
-        if self._process.returncode is not None:
-            return
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        if self._process.stdin is None:
+            raise AssertionError("started with pipes")
+        self._process.stdin.close()
         await ended(self._process, END_S)
+        with contextlib.suppress(OSError):  # what was still to be written to it
+            await self._process.stdin.wait_closed()
 
 
 class FetcherProcess:
@@ -77,6 +83,7 @@ class FetcherProcess:
         self._identity = identity
         self._clock = clock
         self.stored = stored
+        self.facts: dict[str, str] = {}  # of this device, for a permit that names classes
         self.pids: set[int] = set()
 
     async def _start(self, kind: str, descriptor: int = -1, **fields: Any) -> Child:
@@ -91,21 +98,25 @@ class FetcherProcess:
             floors=dict(self.stored.meta.get("floors") or {}),
             director_epoch=int(director.get("epoch", 0)),
             server=str(self._identity.get("server", "")),
-            username=str(self._identity.get("device", "")),
-            password=str(self._identity.get("broker_password", "")),
+            clock_floor=seconds(str(self.stored.meta.get("clock_floor") or "1970-01-01T00:00:00Z")),
+            facts=self.facts,
+            installed={unit: installed(record) for unit, record in self.stored.units.items()},
             descriptor=descriptor,
             **fields,
         )
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "interlock_agent.fetcher",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=(descriptor,) if descriptor >= 0 else (),
-            limit=LINE_MAX,
-            start_new_session=True,  # Ctrl-C is for us; the end of its standard input is for it
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "interlock_agent.fetcher",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=(descriptor,) if descriptor >= 0 else (),
+                limit=LINE_MAX,
+                start_new_session=True,  # Ctrl-C is for us; the end of its standard input is for it
+            )
+        except OSError as bad:  # no memory, no process, no descriptor left: later there may be
+            raise Unreachable(f"the fetcher cannot be started: {bad.strerror}", code="io") from None
         if process.stdin is None:
             raise AssertionError("started with pipes")
         process.stdin.write(messages.encode(job))
@@ -140,6 +151,15 @@ class FetcherProcess:
         child = await self._start("refresh")
         try:
             return await child.result()
+        finally:
+            await child.abandon()
+
+    async def renew(self) -> None:
+        """A fresh key and certificate in place of the ones that near their end."""
+        self._need_server()
+        child = await self._start("renew")
+        try:
+            await child.result()
         finally:
             await child.abandon()
 

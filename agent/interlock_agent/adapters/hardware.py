@@ -98,6 +98,14 @@ async def _told_by(python: str, program: str) -> dict[str, Any]:
     return {}
 
 
+def boot() -> str:
+    """This boot of the machine, in short; empty where the kernel does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        return ""
+
+
 class LocalHardware:
     """The Hardware port. `root`: where the kernel's files are; `state`: the folder whose disk is looked at."""
 

@@ -5,6 +5,9 @@
   replaced *before* the database commits: a try that was counted twice is safe, one that was forgotten is not.
 - A database that cannot be read is set aside as `journal.db.broken-N`, never reset silently: units are rebuilt from
   the seals by the caller, budgets and quarantine from the ledger, and `notes` says so. Its outbox gets a new epoch.
+  So it is where the database is gone and the ledger is not.
+- Facts that must never fall back are read from both, and the higher one holds: a database may be older (an image of
+  the disk that was put back), or the power was cut between the two.
 - All SQL runs on one thread of its own, so that a slow disk does not stop the event loop.
 """
 
@@ -21,17 +24,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from interlock_agent.core import revoked
 from interlock_agent.core.records import Quarantined, Transition, from_document, to_document
+from interlock_agent.core.revoked import REVOKED
 from interlock_agent.ports import Stored
 from interlock_shared import durable
 from interlock_shared.documents import EVENT_SCHEMA
 from interlock_shared.errors import Later, NoSpace
+from interlock_shared.floors import merged
 
 T = TypeVar("T")
 
 SCHEMA = 1
 HISTORY_MAX = 10_000  # transitions kept; the oldest go first
-IN_LEDGER = ("floors", "director", "desired_at", "clock_floor")  # facts that must never fall back
+HIGHER: dict[str, Callable[[Any, Any], Any]] = {  # facts that must never fall back, and which of two holds
+    "floors": merged,
+    "director": lambda one, two: max(one, two, key=lambda director: int(director["epoch"])),
+    "desired_at": max,
+    "clock_floor": max,
+    REVOKED: revoked.merged,
+}
+IN_LEDGER = tuple(HIGHER)
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS unit (name TEXT PRIMARY KEY, document TEXT NOT NULL);
@@ -89,8 +102,13 @@ class SqliteJournal:
 
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        gone = not self._path.exists() and self._ledger_path.exists()
         try:
             db = self._connect()
+            if gone:
+                self._notes.append("state_lost: the journal is gone; tries, quarantine and floors are the ledger's")
+                self._refill(db)
+            self._raise_facts(db)
         except sqlite3.DatabaseError as broken:
             aside = self._set_aside()
             self._notes.append(f"state_lost: the journal could not be read ({broken}); it is kept as {aside}")
@@ -145,6 +163,14 @@ class SqliteJournal:
         )
         facts = ledger.get("facts", {})
         db.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", [(k, json.dumps(v)) for k, v in facts.items()])
+        db.commit()
+
+    def _raise_facts(self, db: sqlite3.Connection) -> None:
+        for name, value in self._read_ledger().get("facts", {}).items():
+            known = self._fact(db, name)
+            higher = value if known is None else HIGHER[name](known, value) if name in HIGHER else known
+            if higher != known:
+                db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, json.dumps(higher)))
         db.commit()
 
     def _read_ledger(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ COMMANDS = (
     gate.gate,
     change.install,
     change.rollback,
+    change.unpin,
     change.forgive,
     change.health,
 )

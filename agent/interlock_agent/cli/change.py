@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
-from interlock_agent.cli import output
+from interlock_agent.cli import exits, output
 from interlock_agent.control_client import ask
 from interlock_shared.errors import InterlockError, Invalid
 
@@ -23,18 +25,33 @@ def install(
 
     The file is read once; it carries its signatures and a permit. The server learns of it when there is a link.
 
+    Exit codes: 0 confirmed, 1 the gate or the trial said no, 3 not now, 10 another fleet's file, 11 expired, 12 no
+    permit for this device, 13 older than what is trusted here, 14 corrupted, 15 revoked, 16 forbidden here, 17 not
+    genuine, 18 no bundle.
+
     Example: interlock-agent install /media/usb/detector-1.4.0.bundle
     """
     socket = output.load(config).device.run_dir / "agent.sock"
     try:
-        source = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115  # closed by the end of the process
-    except OSError as bad:
-        output.fail(Invalid(f"{file}: {bad.strerror}", code="io", field="file"), as_json)
-    try:
-        answer = ask(socket, "install", descriptor=source.fileno(), progress=output.progress(as_json))
+        with _opened(file) as source:
+            answer = ask(socket, "install", descriptor=source.fileno(), progress=output.progress(as_json))
     except InterlockError as error:
-        output.fail(error, as_json)
-    output.end(answer, as_json)
+        output.fail(error, as_json, exits.of_error(error))
+    output.end(answer, as_json, exits.of_answer(answer["phase"], answer["reason"]))
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    """The file of that name, or standard input for `-`. Raises Invalid (`io`)."""
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        source = Path(file).open("rb")  # noqa: SIM115  # it is below
+    except OSError as bad:
+        raise Invalid(f"{file}: {bad.strerror}", code="io", field="file") from None
+    with source:
+        yield source
 
 
 def rollback(
@@ -56,6 +73,22 @@ def rollback(
     if answer["phase"] == "reverted":  # out of a trial: that was the wish
         answer["phase"] = "confirmed"
     output.end(answer, as_json)
+
+
+def unpin(
+    model: Annotated[str, typer.Argument(help="The model.")],
+    as_json: output.AsJson = False,
+    config: output.ConfigPath = None,
+) -> None:
+    """Let the server replace what a file brought, whatever the policy: what it wants now is taken up.
+
+    Example: interlock-agent unpin detector
+    """
+    answer = output.ask(config, "unpin", as_json, unit=model)
+    if as_json:
+        output.print_json(answer)
+        return
+    output.out.print(f"{answer['unit']} {answer['version']} is the server's to replace")
 
 
 class Says(str, Enum):

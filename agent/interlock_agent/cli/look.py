@@ -41,6 +41,7 @@ def status(as_json: output.AsJson = False, config: output.ConfigPath = None) -> 
         for what, trouble in (("does not start", seen.get("trouble")), ("hook", seen.get("hook_trouble"))):
             if trouble:
                 output.out.print(f"[red]{escape(name)}[/] {what}: {escape(trouble)}", soft_wrap=True)
+        _show_file(name, unit)
         _show_attempt(name, unit)
         _show_health(name, unit)
     for note in document["notes"]:
@@ -48,6 +49,15 @@ def status(as_json: output.AsJson = False, config: output.ConfigPath = None) -> 
     for entry in document["quarantine"]:
         text = f"{entry['version']} ({entry['payload_sha256'][:12]}…): {entry['reason']} at {entry['at']}"
         output.out.print(f"[red]quarantine[/] {escape(text)}", soft_wrap=True)
+
+
+def _show_file(name: str, unit: dict[str, Any]) -> None:
+    """What a file brought, and how long it stays."""
+    brought = unit.get("sideload")
+    if brought:
+        until = f"`interlock-agent unpin {name}`" if brought["policy"] == "pin" else "the server wants something newer"
+        text = f"from a file, since {brought['at'][:19]}Z; it stays until {until}"
+        output.out.print(f"{escape(name)} {escape(text)}", soft_wrap=True)
 
 
 def _show_attempt(name: str, unit: dict[str, Any]) -> None:

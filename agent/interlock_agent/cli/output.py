@@ -27,12 +27,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="The whole answer as JSON, 
 GOOD = ("confirmed",)
 
 
-def fail(error: InterlockError, as_json: bool = False) -> NoReturn:
-    """Say the error, and end with its exit code."""
+def fail(error: InterlockError, as_json: bool = False, exit_code: int | None = None) -> NoReturn:
+    """Say the error, and end with its exit code, or with the one that the command has for it."""
     if as_json:
         print(json.dumps({"error": error.document()}))
     else:
         complain(error)
+    if exit_code is not None:
+        raise typer.Exit(exit_code)
     asked_wrongly = str(error.details.get("field", "")).startswith("--")  # the value of an option
     raise typer.Exit(2 if asked_wrongly else 3 if isinstance(error, Later) else 1)
 
@@ -104,13 +106,17 @@ def progress(as_json: bool) -> Any:
     return show
 
 
-def end(answer: dict[str, Any], as_json: bool) -> NoReturn:
-    """What became of a release, and the exit code of that."""
+def end(answer: dict[str, Any], as_json: bool, exit_code: int | None = None) -> NoReturn:
+    """What became of a release, and the exit code of that, or the one that the command has for it."""
     if as_json:
         print_json(answer)
     else:
         why = f" ({answer['reason']})" if answer["reason"] not in ("", "ok") else ""
         out.print(f"{answer['unit']} {answer.get('version', '')}: [bold]{answer['phase']}[/]{why}")
+        if answer.get("message") and answer["phase"] not in GOOD:
+            err.print(escape(str(answer["message"])), soft_wrap=True)
+    if exit_code is not None:
+        raise typer.Exit(exit_code)
     if answer["phase"] in GOOD:
         raise typer.Exit(0)
     raise typer.Exit(3 if answer["phase"] == "waiting" else 1)

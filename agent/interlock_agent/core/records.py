@@ -34,6 +34,7 @@ class Installed:
     fingerprint: str = ""  # under which it was confirmed here
     assignment: str = ""  # the server's wish that brought it; "" when it was none of the server's
     felt: dict[str, float] = field(default_factory=dict)  # latency of the release before it, in ms by quantile
+    sideload: dict[str, str] = field(default_factory=dict)  # where a file brought it: `assignment`, `at`, `knew`
 
 
 @dataclass(frozen=True)

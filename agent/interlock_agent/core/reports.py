@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from interlock_agent.core.records import Installed, UnitRecord
+from interlock_agent.core.revoked import REVOKED
 from interlock_agent.core.states import Event, Phase
 from interlock_shared.limits import EVENT_NOTE_MAX
 
@@ -40,7 +41,8 @@ def reports(before: UnitRecord, after: UnitRecord, happened: Told, at: str) -> t
     entries = []
     if happened.event is Event.TURNED_BAD:
         data = {**happened.data, "action": "revert"}
-        entries.append(of_installed("unhealthy", after, before.confirmed, at, happened.reason, data))
+        bad = told_as(happened.reason)
+        entries.append(of_installed(bad, after, before.confirmed, at, happened.reason, data))
     if "envelope" in happened.data:
         entries.append(_entry("verdict", after, happened, at, {"envelope": happened.data["envelope"]}))
     if phase is Phase.GATING and "gap" in happened.data:
@@ -58,6 +60,11 @@ def reports(before: UnitRecord, after: UnitRecord, happened: Told, at: str) -> t
             data = {key: value for key, value in happened.data.items() if key != "envelope"}
             entries.append(_entry(kind, after, happened, at, data))
     return tuple(entries)
+
+
+def told_as(check: str) -> str:
+    """The event that tells what is wrong with a confirmed release."""
+    return REVOKED if check == REVOKED else "unhealthy"
 
 
 def _left(after: UnitRecord, at: str) -> dict[str, Any]:

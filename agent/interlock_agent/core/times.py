@@ -11,5 +11,6 @@ def rfc3339(seconds: float) -> str:
 
 
 def seconds(text: str) -> float:
-    """Seconds since the epoch of what `rfc3339` wrote. Raises ValueError."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    """Seconds since the epoch of what a document says (`Timestamp`). Raises ValueError."""
+    whole, _, part = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{part.ljust(6, '0')}+00:00").timestamp()  # Python 3.10 wants six digits

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from interlock_agent.core.records import Attempt, Installed, UnitRecord, Wish
+from interlock_agent.core.records import GOES_BACK, Attempt, Installed, UnitRecord, Wish
+from interlock_agent.core.sideloads import ONCE, stands
 from interlock_agent.core.states import BEFORE_SWITCH, RESTING, Event, Phase
 from interlock_shared.documents import Assignment
 
@@ -20,8 +21,11 @@ class Choice:
     wish: Wish | None = None
 
 
-def choose(record: UnitRecord, wanted: Assignment | None, spread_s: float) -> Choice | None:
-    """What to do now; None: nothing. A unit past its switch is left to finish; it is asked again when it rests."""
+def choose(record: UnitRecord, wanted: Assignment | None, spread_s: float, policy: str = ONCE) -> Choice | None:
+    """What to do now; None: nothing. A unit past its switch is left to finish; it is asked again when it rests. What a
+    file brought stays, as `policy` has it."""
+    if stands(record.confirmed, wanted, policy):
+        wanted = None
     phase = Phase(record.phase)
     attempt = record.attempt
     in_flight = phase in BEFORE_SWITCH or phase is Phase.INTERRUPTED
@@ -83,8 +87,9 @@ def restoring(record: UnitRecord, generation: int, seen: dict[str, Any] | None =
     return replace(record, attempt=attempt, generation=generation)
 
 
-def confirmed(record: UnitRecord, fingerprint_sha256: str) -> UnitRecord:
-    """The record after the host confirmed: what was confirmed before is the previous one, in the spare slot."""
+def confirmed(record: UnitRecord, fingerprint_sha256: str, at: str = "", known: Assignment | None = None) -> UnitRecord:
+    """The record after the host confirmed: what was confirmed before is the previous one, in the spare slot. `at`: the
+    time; `known`: what the server wants of the unit, as far as the device knows."""
     attempt = record.attempt
     if attempt is None:
         return record
@@ -97,9 +102,19 @@ def confirmed(record: UnitRecord, fingerprint_sha256: str) -> UnitRecord:
         fingerprint=fingerprint_sha256,
         assignment=wish.assignment if wish.origin == "rollout" else "",
         felt=attempt.felt,
+        sideload=_brought(record, wish, at, known),
     )
     before = record.confirmed if record.confirmed and record.confirmed.slot != now.slot else None
     return replace(record, confirmed=now, previous=before, fingerprint=fingerprint_sha256)
+
+
+def _brought(record: UnitRecord, wish: Wish, at: str, known: Assignment | None) -> dict[str, str]:
+    """The file that brought it; where it is gone back to, the one that brought it then."""
+    if wish.origin == "sideload":
+        return {"assignment": wish.assignment, "at": at, "knew": known.assignment if known is not None else ""}
+    previous = record.previous
+    back = wish.origin in GOES_BACK and previous is not None and previous.manifest_sha256 == wish.manifest_sha256
+    return dict(previous.sideload) if back and previous is not None else {}
 
 
 def budget_key(record: UnitRecord, budget: str) -> tuple[str, str] | None:

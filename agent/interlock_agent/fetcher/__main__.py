@@ -8,19 +8,20 @@ import json
 import os
 import queue
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
-from interlock_agent.fetcher import messages
+from interlock_agent.fetcher import credentials, messages, stores
 from interlock_agent.fetcher.archive import Archive
 from interlock_agent.fetcher.assemble import Assembly
 from interlock_agent.fetcher.http import Server
 from interlock_agent.fetcher.messages import Job
-from interlock_shared import canonical, topics, trust
+from interlock_agent.fetcher.revocations import look
+from interlock_agent.fetcher.sideload import Counted, believe, permitted
+from interlock_shared import canonical, topics
 from interlock_shared import manifest as manifests
-from interlock_shared.errors import InterlockError, Never, NoSpace, Unreachable, Untrusted, to_wire
+from interlock_shared.errors import InterlockError, Later, Never, NoSpace, Unreachable, Untrusted, to_wire
 from interlock_shared.limits import DOCUMENT_MAX_BYTES, MANIFEST_MAX_BYTES
 from interlock_shared.manifest import Manifest, SegmentRef
 from interlock_shared.seals import encode, seal
@@ -45,6 +46,7 @@ class Input:
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 self._lines.put(line)
+        stores.leave_nothing()
         os._exit(3)  # the agent is gone, or no longer wants this
 
     def line(self) -> bytes:
@@ -72,6 +74,11 @@ def head_of(manifest: Manifest, digest: str, facts: dict[str, Any]) -> dict[str,
     }
 
 
+def connection(job: Job) -> Server:
+    """To the update server, known by the device's certificate."""
+    return Server(job.server, credentials.of_device(Path(job.state_dir)), job.clock_floor)
+
+
 def embedded_root(job: Job) -> bytes:
     """The root that came with the enrolment."""
     try:
@@ -81,20 +88,36 @@ def embedded_root(job: Job) -> bytes:
 
 
 def refresh(job: Job, server: Server) -> tuple[Any, dict[str, Any]]:
-    """Trusted metadata from the server, and the facts that the agent journals."""
-    from interlock_agent.fetcher.trust import Trust  # 0.4 s and 25 MiB: only where metadata is due
+    """Trusted metadata from the server, and the facts that the agent journals.
+
+    What has expired is refused, and asked for again: newer metadata may come, or the right time."""
+    from interlock_agent.fetcher.trust import walked  # 0.4 s and 25 MiB: only where metadata is due
 
     folder = Path(job.state_dir) / "trust" / "metadata"
-    chain = Trust(embedded_root(job), folder, server, job.now)
-    floors = chain.refresh(job.floors)
-    return chain, {"floors": floors, "director": chain.director(job.director_epoch)}
+    try:
+        chain, floors = walked(embedded_root(job), folder, server, job.now, job.floors)
+    except Untrusted as refused:
+        raise later_if_expired(refused) from None
+    credentials.keep_authority(Path(job.state_dir), (folder / "root.json").read_bytes())
+    director = chain.director(job.director_epoch)
+    revoked, floors = look(chain, job.installed, floors)
+    facts = {"floors": floors, "director": director, "signed_until": chain.until()}
+    return chain, {**facts, "revoked": revoked}
+
+
+def later_if_expired(refused: Untrusted) -> InterlockError:
+    """What is refused by the time alone is not refused for ever."""
+    return Later(refused.message, code=refused.code) if refused.code == "metadata_expired" else refused
 
 
 def online(job: Job, said: Input) -> None:
     """A release from the server."""
-    server = Server(job.server, job.username, job.password)
+    server = connection(job)
     chain, facts = refresh(job, server)
-    facts["floors"] = chain.release(job.unit, job.version, job.manifest_sha256, facts["floors"])
+    try:
+        facts["floors"] = chain.release(job.unit, job.version, job.manifest_sha256, facts["floors"])
+    except Untrusted as refused:
+        raise later_if_expired(refused) from None
     path = topics.MANIFEST.replace("{model}", job.unit).replace("{version}", job.version)
     raw = server.get(path, MANIFEST_MAX_BYTES)
     if raw is None or canonical.sha256(raw) != job.manifest_sha256:
@@ -113,7 +136,7 @@ def download(job: Job, assembly: Assembly, wanted: list[SegmentRef]) -> None:
     trouble: list[BaseException] = []
 
     def work() -> None:
-        server = Server(job.server, job.username, job.password)
+        server = connection(job)
         try:
             while not trouble:
                 with lock:
@@ -137,45 +160,13 @@ def download(job: Job, assembly: Assembly, wanted: list[SegmentRef]) -> None:
         raise trouble[0]
 
 
-def believe(job: Job, source: Archive, digest: str) -> dict[str, Any]:
-    """Whether a bundle's signatures hold, from the embedded root on; the director's facts. They are judged in a store
-    of their own: nothing in a file lowers or extends what is trusted online. Raises Untrusted."""
-    from interlock_agent.fetcher.trust import Trust, revoked  # as in `refresh`
-
-    manifest = source.manifest
-    with tempfile.TemporaryDirectory() as folder:
-        # Timestamp and snapshot say only what the server held when it wrote the permit, which has an expiry of its own:
-        # they are judged at that time. What is signed offline must hold now.
-        chain = Trust(embedded_root(job), Path(folder), source, min(job.now, trust.issued_at(source.permit)))
-        # Of the top roles root and targets must be as new as what is trusted online; the rest moves with every release.
-        below: dict[str, Any] = {role: job.floors[role] for role in ("root", "targets") if role in job.floors}
-        chain.refresh(below)
-        chain.release(manifest.model, manifest.version, digest, {})
-        chain.check_offline_roles(manifest.model, job.now)
-        director = chain.director(job.director_epoch)
-        role_version = chain.version(topics.release_role(manifest.model)) or 0
-    online_store = Path(job.state_dir) / "trust" / "metadata"
-    if revoked(online_store, manifest.model, manifest.version, digest, role_version):
-        raise Untrusted(f"{manifest.release}: its signer has taken it back", code="revoked")
-    return director
-
-
 def sideload(job: Job, said: Input) -> None:
     """A release from a file, for this device: genuine, and permitted here."""
-    source = Archive(job.descriptor)
-    manifest, digest = source.manifest, canonical.sha256(source.raw)
-    director = believe(job, source, digest)
-    trust.open_permit(
-        source.permit,
-        trust.load_keys(director["keys"]),
-        device=job.device,
-        model=manifest.model,
-        version=manifest.version,
-        manifest_sha256=digest,
-        now=job.now_text,
-    )
-    wait_for_go(said, head_of(manifest, digest, {}))
-    unload(job, source, digest)
+    with Archive(job.descriptor) as source:
+        digest = canonical.sha256(source.raw)
+        permitted(job, source, digest, believe(job, embedded_root(job), source, digest))
+        wait_for_go(said, head_of(source.manifest, digest, {}))
+        unload(job, source, digest)
 
 
 def unpack(job: Job, said: Input) -> None:
@@ -189,7 +180,7 @@ def unpack(job: Job, said: Input) -> None:
     elif not (Path(job.state_dir) / "trust" / "root.json").exists():
         signature = "not checked: there is no root of trust here"
     else:
-        believe(job, source, digest)
+        believe(job, embedded_root(job), source, digest)
     wait_for_go(said, head_of(source.manifest, digest, {"signature": signature}))
     unload(job, source, digest)
 
@@ -199,10 +190,13 @@ def unload(job: Job, source: Archive, digest: str) -> None:
     manifest = source.manifest
     assembly = assembly_of(job, manifest, source.raw, digest)
     wanted = {segment.sha256: segment for segment in assembly.missing()}
-    for sent in source.segments():  # all of them: what is here already is read past, so that a pipe's writer ends well
-        segment = wanted.get(sent.sha256)
-        if segment is not None:
-            assembly.add(segment, sent.data, sent.form)
+    with Counted(len(manifest.segments())) as counted:
+        counted.number = 1
+        for sent in source.segments():  # all of them: what is here is read past, so that a pipe's writer ends well
+            segment = wanted.get(sent.sha256)
+            if segment is not None:
+                assembly.add(segment, sent.data, sent.form)
+            counted.number += 1
     finish(assembly, manifest, digest)
 
 
@@ -231,7 +225,7 @@ def peak_memory() -> int:
 
 def poll(job: Job) -> None:
     """The desired document over HTTP."""
-    server = Server(job.server, job.username, job.password)
+    server = connection(job)
     data = server.get(topics.DEVICE_DESIRED.replace("{id}", job.device), DOCUMENT_MAX_BYTES)
     document = json.loads(data) if data else {}
     tell(done={"desired": document.get("desired")})
@@ -246,9 +240,13 @@ def carry_out(job: Job, said: Input) -> None:
     elif job.kind == "unpack":
         unpack(job, said)
     elif job.kind == "refresh":
-        tell(done=refresh(job, Server(job.server, job.username, job.password))[1])
+        tell(done=refresh(job, connection(job))[1])
     elif job.kind == "poll":
         poll(job)
+    elif job.kind in ("enrol", "renew"):
+        from interlock_agent.fetcher import enrolment  # as in `refresh`: python-tuf only where it is due
+
+        tell(done=(enrolment.enrol if job.kind == "enrol" else enrolment.renew)(job))
     else:
         raise Never(f"no such job: {job.kind}", code="bad_job")
 

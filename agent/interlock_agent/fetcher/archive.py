@@ -20,6 +20,19 @@ class Archive:
     def __init__(self, descriptor: int, *, bare: bool = False) -> None:
         self._file = os.fdopen(descriptor, "rb", buffering=1024 * 1024)
         self._reader = Reader(self._file)
+        try:
+            self._take(bare)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _take(self, bare: bool) -> None:
         head = self._reader.head()
         self.signed = bool(head.metadata) and head.director is not None and head.permit is not None
         if not bare and (not head.metadata or head.director is None):
@@ -37,6 +50,11 @@ class Archive:
         """A TUF metadata file."""
         data = self._metadata.get(name)
         return data if data is None or len(data) <= limit else None
+
+    def newest_root(self) -> int:
+        """The version of the newest root in the file; 0 without one."""
+        roots = [name.split(".")[0] for name in self._metadata if name.endswith(".root.json")]
+        return max((int(number) for number in roots), default=0)
 
     def director(self, limit: int) -> bytes:
         """The target director.json."""

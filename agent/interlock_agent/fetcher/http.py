@@ -6,16 +6,17 @@ copy. A connection that breaks inside a segment goes on from the byte it had com
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import re
 import ssl
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
+from interlock_agent.fetcher.pace import PacedResponse
 from interlock_shared import topics
-from interlock_shared.errors import InterlockError, Never, NotFound, Unreachable, Untrusted, from_wire
+from interlock_shared.errors import InterlockError, Never, Refused, Unreachable, Untrusted, from_wire
 from interlock_shared.limits import DOCUMENT_MAX_BYTES, SEGMENT_MAX_BYTES
 from interlock_shared.segments import FORMS, IDENTITY
 
@@ -32,29 +33,38 @@ def _told(broken: BaseException) -> str:
 
 
 class Server:
-    """One connection to the update server; each thread has its own."""
+    """One connection to the update server; each thread has its own. `tls`: whom to believe, and by what this device is
+    known. `floor`: what has expired before this time (seconds since the epoch) is not believed."""
 
-    def __init__(self, url: str, username: str, password: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None, floor: float = 0.0) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Never(f"not an address of a server: {url}", code="bad_server")
-        self._host, self._port, self._tls = parts.hostname, parts.port, parts.scheme == "https"
-        self._prefix = parts.path.rstrip("/")
+        self._host, self._port, self._tls = parts.hostname, parts.port, tls if parts.scheme == "https" else None
+        if parts.scheme == "https" and tls is None:
+            raise Untrusted("no TLS authority is known: the device was not enrolled", code="not_enrolled")
+        self._prefix, self._floor = parts.path.rstrip("/"), floor
         self._url = url
-        credentials = base64.b64encode(f"{username}:{password}".encode()).decode()
-        self._headers = {"Authorization": f"Basic {credentials}"} if username else {}
         self._connection: http.client.HTTPConnection | None = None
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._connection is None:
-            if self._tls:
-                context = ssl.create_default_context()
-                self._connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=TIMEOUT_S, context=context
-                )
-            else:
+            if self._tls is None:
                 self._connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
+            else:
+                secure = http.client.HTTPSConnection(self._host, self._port, timeout=TIMEOUT_S, context=self._tls)
+                secure.connect()
+                self._connection = secure
+                self._check_dates(secure.sock)
+            self._connection.response_class = PacedResponse
         return self._connection
+
+    def _check_dates(self, sock: Any) -> None:
+        """OpenSSL was told not to: the clock may be wrong. The floor is not."""
+        ends = (sock.getpeercert() or {}).get("notAfter")
+        if ends and ssl.cert_time_to_seconds(str(ends)) < self._floor:
+            self.close()
+            raise Unreachable(f"{self._url}: its certificate expired at {ends}", code="unknown_server")
 
     def close(self) -> None:
         """Close the connection."""
@@ -65,21 +75,46 @@ class Server:
     def _get(self, path: str, headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
         fresh = self._connection is None
         try:
-            return self._send(path, headers)
+            return self._send("GET", path, headers)
         except _BROKEN as broken:
             self.close()
             if fresh:
-                raise Unreachable(f"{self._url}: {_told(broken)}") from None
+                raise self._broken(broken) from None
         try:  # a kept connection may have been closed by the server meanwhile
-            return self._send(path, headers)
+            return self._send("GET", path, headers)
         except _BROKEN as broken:
             self.close()
-            raise Unreachable(f"{self._url}: {_told(broken)}") from None
+            raise self._broken(broken) from None
 
-    def _send(self, path: str, headers: dict[str, str] | None) -> http.client.HTTPResponse:
+    def _broken(self, broken: BaseException) -> Unreachable:
+        """What a failed exchange means. TLS 1.3 tells a client that it was refused only after it has asked."""
+        if isinstance(broken, ssl.SSLCertVerificationError):
+            return Unreachable(f"{self._url}: {broken.verify_message}", code="unknown_server")
+        reason = str(getattr(broken, "reason", "") or "")
+        if isinstance(broken, ssl.SSLError) and "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason):
+            words = reason.partition("ALERT_")[2].lower().replace("_", " ")
+            return Unreachable(f"{self._url}: refuses this device's certificate: {words}", code="certificate_refused")
+        return Unreachable(f"{self._url}: {_told(broken)}")
+
+    def _send(
+        self, method: str, path: str, headers: dict[str, str] | None, body: bytes | None = None
+    ) -> http.client.HTTPResponse:
         connection = self._connect()
-        connection.request("GET", self._prefix + path, headers={**self._headers, **(headers or {})})
+        connection.request(method, self._prefix + path, body, headers=headers or {})
         return connection.getresponse()
+
+    def post(self, path: str, document: dict[str, Any], limit: int) -> dict[str, Any]:
+        """Send a document once, get one. Raises Unreachable, and what the server refuses with."""
+        try:
+            response = self._send("POST", path, {"Content-Type": "application/json"}, json.dumps(document).encode())
+            if response.status >= 300:
+                raise self._refuse(response, path)
+            return dict(json.loads(response.read(limit)))
+        except _BROKEN as broken:
+            self.close()
+            raise self._broken(broken) from None
+        except ValueError:
+            raise Never(f"{self._url}: its answer is not what was expected", code="bad_answer") from None
 
     def _refuse(self, response: http.client.HTTPResponse, path: str) -> InterlockError:
         """The error of an answer that is not a success."""
@@ -96,7 +131,7 @@ class Server:
         if response.status >= 500 or response.status in (408, 429):
             message = error.message if error else f"answered {response.status} for {path}"
             return Unreachable(f"{self._url}: {message}", code="server_busy")
-        if error is not None and isinstance(error, Never | NotFound):
+        if error is not None and isinstance(error, Never | Refused):
             return error
         return Never(f"{self._url}: answered {response.status} for {path}", code="server_refused")
 
@@ -112,7 +147,7 @@ class Server:
             data = response.read(limit + 1)
         except _BROKEN as broken:
             self.close()
-            raise Unreachable(f"{self._url}: {_told(broken)}") from None
+            raise self._broken(broken) from None
         if len(data) > limit:
             self.close()
             raise Untrusted(f"{path}: more than {limit} bytes", code="too_large")

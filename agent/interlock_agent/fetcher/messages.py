@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 GO = "go"
-KINDS = ("online", "archive", "unpack", "refresh", "poll")
+KINDS = ("online", "archive", "unpack", "refresh", "poll", "enrol", "renew")
 
 
 @dataclass(frozen=True)
 class Job:
     """One fetch. `now`: the time floor, seconds since the epoch, and `now_text` the same as documents write it;
-    `floors`: highest trusted version of each role."""
+    `floors`: highest trusted version of each role; `facts`: what the device knows of itself, for a file's permit;
+    `installed`: by unit (version, manifest digest, brought by the server) of what is here."""
 
     kind: str
     device: str
@@ -33,13 +34,18 @@ class Job:
     floors: dict[str, Any] = field(default_factory=dict)
     director_epoch: int = 0
     server: str = ""
-    username: str = ""
-    password: str = ""
     unit: str = ""
     version: str = ""
     manifest_sha256: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    installed: dict[str, Any] = field(default_factory=dict)
     descriptor: int = -1
     threads: int = 2
+    clock_floor: float = 0.0  # the highest time that was ever told by a signed document: what expired before it, has
+    token: str = ""  # of an enrolment, as the three below
+    root_sha256: str = ""
+    name: str = ""
+    key_type: str = "p256"
 
 
 def encode(job: Job) -> bytes:

@@ -2,36 +2,48 @@
 
 1. The embedded root is the only anchor, always given; the cached root.json is never one.
 2. Time is the caller's floor, not the clock's word.
-3. python-tuf walks root, timestamp, snapshot, targets, delegated role (TUF 1.0.x, §5).
-4. What it wrote is made durable: it neither syncs nor replaces its files atomically.
+3. python-tuf walks root, timestamp, snapshot, targets, delegated role (TUF 1.0.x, §5), in a copy of the store that is
+   thrown away: it neither syncs nor replaces its files atomically. At most 64 rotations of root a walk; what was
+   reached is kept, and the next walk goes on from there.
+4. When a newer root has taken a threshold of a role's keys away, what those keys had signed is forgotten (§5.3.11).
 5. No role may end below its floor, whatever the files say: a torn store would accept an older repository.
-6. The director's document is a target, and its epoch never falls.
+6. What is believed then goes into the store, file by file, durably, in the order of the walk: after a power cut the
+   store is a walk that ended early.
+7. The director's document is a target, and its epoch never falls.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from tuf.api import exceptions
-from tuf.api.metadata import Metadata, TargetFile
+from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
-from interlock_shared import canonical, durable
+from interlock_agent.fetcher import stores
+from interlock_shared import canonical, durable, floors
 from interlock_shared.base import validate
 from interlock_shared.documents import DIRECTOR_SCHEMA, Director
-from interlock_shared.errors import Invalid, NotFound, Unreachable, Untrusted
-from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES
+from interlock_shared.errors import InterlockError, Invalid, Later, NotFound, Unreachable, Untrusted
+from interlock_shared.floors import ROOT_DIGEST, TOP_ROLES, Floors, RoleKeys
+from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES, ROOT_MAX_BYTES
 from interlock_shared.topics import DIRECTOR_TARGET, release_role, target_name
 
-TOP_ROLES = ("root", "timestamp", "snapshot", "targets")
-MAX_ROOT_ROTATIONS = 64  # in one refresh; a device that slept longer catches up in several
-MAX_DELEGATIONS = 4  # ours are one level deep
+ROTATIONS_MAX = 64  # of root, fetched in one walk; a device that slept longer goes on with the next
+WALKS = 8  # in one job: a device that slept through more than 512 rotations goes on with the next
+ROLES_MAX = 32  # that are looked at for one target; ours are one below `targets`
+TIMESTAMP_MAX_BYTES = 16 * 1024  # names one file
+HISTORY = "root_history"  # every root from the embedded one on, as python-tuf keeps them
+RECOVERY = {"timestamp": ("timestamp",), "snapshot": ("snapshot", "timestamp"), "targets": ("targets", "snapshot")}
 
 logging.getLogger("tuf").setLevel(logging.ERROR)
 
@@ -47,95 +59,160 @@ class MetadataSource(Protocol):
 
 
 class _Port(FetcherInterface):
-    """python-tuf's fetcher port over a source."""
+    """python-tuf's fetcher port over a source. `last_root(version)` is called where the roots end."""
 
-    def __init__(self, source: MetadataSource) -> None:
-        self._source = source
-        self.trouble: Unreachable | None = None
+    def __init__(self, source: MetadataSource, last_root: Callable[[int], None]) -> None:
+        self._source, self._last_root = source, last_root
+        self.trouble: InterlockError | None = None
+        self._roots = 0
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         name = url.rsplit("/", 1)[-1]
+        is_root = name.endswith(".root.json")
         try:
+            if not is_root and self._roots >= ROTATIONS_MAX:
+                raise Later(f"metadata: {ROTATIONS_MAX} new roots, and perhaps more", code="more_roots")
             data = self._source.metadata(name, METADATA_MAX_BYTES)
-        except Unreachable as error:
+        except InterlockError as error:
             self.trouble = error  # python-tuf would tell it as a failed download
             raise exceptions.DownloadError(error.message) from error
         if data is None:
+            if is_root:
+                self._last_root(int(name.split(".")[0]) - 1)
             raise exceptions.DownloadHTTPError(f"{name} is not there", 404)
+        self._roots = self._roots + 1 if is_root else 0
         return iter((data,))
 
 
 class Trust:
-    """One refresh. `folder` keeps the metadata between refreshes; a fresh one knows nothing but the embedded root."""
+    """One refresh. `folder` keeps the metadata between refreshes; a fresh one knows nothing but the embedded root.
+    `now`: seconds since the epoch."""
 
     def __init__(self, root: bytes, folder: Path, source: MetadataSource, now: float) -> None:
-        self._folder = folder
-        self._source = source
-        self._port = _Port(source)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = UpdaterConfig(
-            max_root_rotations=MAX_ROOT_ROTATIONS,
-            max_delegations=MAX_DELEGATIONS,
-            root_max_length=METADATA_MAX_BYTES,
-            timestamp_max_length=METADATA_MAX_BYTES,
-            snapshot_max_length=METADATA_MAX_BYTES,
-            targets_max_length=METADATA_MAX_BYTES,
-        )
+        self._folder, self._source, self._now = folder, source, now
+        self._walk = stores.make()
+        weakref.finalize(self, stores.remove, self._walk)
+        durable.make_folder(folder / HISTORY, 0o700)
+        self._copy_store()
+        self._port = _Port(source, partial(_recover, self._walk, self.version("root", self._walk)))
         try:
+            embedded = Metadata[Root].from_bytes(root).signed.version
             self._updater = Updater(  # 1
-                str(folder), "metadata:/", fetcher=self._port, config=config, bootstrap=root
+                str(self._walk), "metadata:/", fetcher=self._port, config=self._config(embedded), bootstrap=root
             )
         except (exceptions.RepositoryError, ValueError) as bad:
             raise Untrusted(f"the embedded root is not usable: {bad}", code="bad_root") from None
         # 2: there is no parameter for it; tests/fetcher holds that the attribute is still the one python-tuf reads
-        self._updater._trusted_set.reference_time = datetime.fromtimestamp(now, tz=timezone.utc)  # noqa: SLF001
+        self._updater._trusted_set.reference_time = _moment(now)  # noqa: SLF001
 
-    def refresh(self, floors: dict[str, Any]) -> dict[str, Any]:
-        """Steps 3 to 5 for the top-level roles; the new floors. Raises Untrusted, Unreachable."""
-        self._guarded(self._updater.refresh)
-        return self._durable_floors(floors, TOP_ROLES)
+    def _copy_store(self) -> None:
+        (self._walk / HISTORY).mkdir()
+        for path in (*self._folder.glob("*.json"), *(self._folder / HISTORY).glob("*.root.json")):
+            if path.is_file() and path.stat().st_size <= METADATA_MAX_BYTES:
+                (self._walk / path.relative_to(self._folder)).write_bytes(path.read_bytes())
+
+    def _config(self, embedded: int) -> UpdaterConfig:
+        known = embedded  # roots that are here already are no rotations of this walk
+        while (self._walk / HISTORY / f"{known + 1}.root.json").exists():
+            known += 1
+        return UpdaterConfig(
+            max_root_rotations=known - embedded + ROTATIONS_MAX,
+            max_delegations=ROLES_MAX,
+            root_max_length=ROOT_MAX_BYTES,
+            timestamp_max_length=TIMESTAMP_MAX_BYTES,
+            snapshot_max_length=METADATA_MAX_BYTES,
+            targets_max_length=METADATA_MAX_BYTES,
+        )
+
+    def refresh(self, known: Floors) -> Floors:
+        """Steps 3 to 6 for the top-level roles; the new floors. Raises Untrusted, Unreachable, Later (`more_roots`)."""
+        return self._walked(known, TOP_ROLES, self._updater.refresh)[1]
+
+    def _walked(self, known: Floors, roles: tuple[str, ...], walk: Any, *arguments: Any) -> tuple[Any, Floors]:
+        trouble: InterlockError | None = None
+        try:
+            answer = self._guarded(walk, *arguments)
+        except InterlockError as error:
+            trouble, answer = error, None
+        try:
+            self._keep(self._roots())  # 6: also of a walk that ended early, as python-tuf does
+            raised = self._raised(known, roles)  # 5
+            self._keep(self._vouched_for())
+        except Untrusted as below:
+            raise trouble or below from None
+        except OSError as error:
+            raise Unreachable(f"metadata could not be stored: {error.strerror}", code="io") from None
+        if trouble is not None:
+            raise trouble
+        return answer, raised
 
     def _guarded(self, walk: Any, *arguments: Any) -> Any:
         try:
             return walk(*arguments)  # 3
+        except exceptions.DownloadLengthMismatchError as error:
+            raise Untrusted(f"metadata: {error}", code="too_large") from None
         except exceptions.DownloadError as error:
             if self._port.trouble is not None:
                 raise self._port.trouble from None
             raise Untrusted(f"metadata: {error}", code="metadata_missing") from None
         except exceptions.ExpiredMetadataError as error:
-            raise Untrusted(f"metadata: {error}", code="metadata_expired") from None
-        except exceptions.RepositoryError as error:
+            at = _moment(self._now).strftime("%Y-%m-%dT%H:%M:%SZ")
+            raise Untrusted(f"metadata: {error}: it is {at} here", code="metadata_expired") from None
+        except (exceptions.RepositoryError, ValueError, RecursionError) as error:
             raise Untrusted(f"metadata: {error}", code="bad_metadata") from None
         except OSError as error:
             raise Unreachable(f"metadata could not be stored: {error.strerror}", code="io") from None
 
-    def _durable_floors(self, floors: dict[str, Any], roles: tuple[str, ...]) -> dict[str, Any]:
-        durable.sync_tree(self._folder)  # 4
-        raised = dict(floors)
-        for role in roles:
-            version = self.version(role)
-            if version is None:
-                continue
-            if version < int(floors.get(role, 0)):  # 5
-                raise Untrusted(
-                    f"metadata: {role} {version} is below the floor {floors[role]}", code="below_floor", role=role
-                )
-            raised[role] = version
-        raised["root_sha256"] = canonical.sha256((self._folder / "root.json").read_bytes())
-        return raised
+    def _raised(self, known: Floors, roles: tuple[str, ...]) -> Floors:
+        newest = self.version("root", self._walk) or 0
+        standing = dict(known)
+        if 0 < int(known.get("root", 0)) < newest:
+            standing = floors.recovered(known, floors.replaced(_chain(self._walk, int(known["root"]), newest)))  # 4
+        versions = ((role, self.version(role, self._walk)) for role in roles)
+        found: Floors = {role: version for role, version in versions if version is not None}
+        root = Metadata[Root].from_file(str(self._walk / "root.json"))
+        found[ROOT_DIGEST] = canonical.sha256(root.signed_bytes)  # whoever else signs it, it is the same root
+        floors.check(standing, found)
+        return {**standing, **found}
 
-    def version(self, role: str) -> int | None:
+    def _roots(self) -> list[Path]:
+        return sorted((self._walk / HISTORY).glob("*.root.json"), key=lambda path: int(path.name.split(".")[0]))
+
+    def _vouched_for(self) -> list[Path]:
+        top = [self._walk / f"{role}.json" for role in TOP_ROLES]
+        return [*top, *sorted(path for path in self._walk.glob("*.json") if path not in top)]
+
+    def _keep(self, paths: list[Path]) -> None:
+        """The walk's files into the store, in this order."""
+        for path in paths:
+            target = self._folder / path.relative_to(self._walk)
+            if path.exists():
+                data = path.read_bytes()
+                if not target.is_file() or target.read_bytes() != data:
+                    durable.replace_file(target, data)
+            elif target.exists():
+                durable.remove(target)  # 4: forgotten
+
+    def version(self, role: str, folder: Path | None = None) -> int | None:
         """The version of a role's trusted file; None when there is none."""
-        try:
-            return int(Metadata.from_file(str(self._folder / f"{role}.json")).signed.version)
-        except (exceptions.RepositoryError, exceptions.StorageError, OSError):
-            return None
+        signed = _signed((folder or self._folder) / f"{quote(role, '')}.json")
+        return int(signed.version) if signed is not None else None
+
+    def expires(self, role: str) -> str | None:
+        """When a role's trusted file expires (RFC 3339); None when there is none."""
+        signed = _signed(self._folder / f"{quote(role, '')}.json")
+        return str(signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ")) if signed is not None else None
+
+    def until(self) -> str:
+        """When the first of the top-level roles expires (RFC 3339): not the timestamp's word alone, which a stolen
+        server signs."""
+        return min(filter(None, map(self.expires, TOP_ROLES)))
 
     def director(self, epoch: int) -> dict[str, Any]:
-        """Step 6: `{"epoch", "keys"}`. Raises Untrusted, Invalid."""
-        target = self._target(DIRECTOR_TARGET)
+        """Step 7: `{"epoch", "keys"}`. Raises Untrusted, Invalid."""
+        target = self._found(DIRECTOR_TARGET, self._guarded(self._updater.get_targetinfo, DIRECTOR_TARGET))
         data = self._source.director(DOCUMENT_MAX_BYTES)
-        _matches(target, data, DIRECTOR_TARGET)
+        matches(target, data, DIRECTOR_TARGET)
         document = canonical.decode(data, limit=DOCUMENT_MAX_BYTES, what="director")
         if document.get("schema") != DIRECTOR_SCHEMA:
             raise Invalid(f"director: schema {document.get('schema')!r}", code="unknown_schema", field="schema")
@@ -144,36 +221,101 @@ class Trust:
             raise Untrusted(f"director: epoch {director.epoch} is below {epoch}", code="below_floor", role="director")
         return {"epoch": director.epoch, "keys": director.keys}
 
-    def _target(self, name: str) -> TargetFile:
-        target: TargetFile | None = self._guarded(self._updater.get_targetinfo, name)
+    @staticmethod
+    def _found(name: str, target: TargetFile | None) -> TargetFile:
         if target is None:
             raise NotFound(f"{name} is not among the signed targets", code="not_a_target")
         return target
 
-    def release(self, model: str, version: str, manifest_sha256: str, floors: dict[str, Any]) -> dict[str, Any]:
+    def target(self, name: str, known: Floors) -> tuple[TargetFile, Floors]:
+        """Steps 3 to 6 for a target, whoever signs it; the new floors. Raises NotFound, Untrusted, Unreachable."""
+        target, raised = self._walked(known, TOP_ROLES, self._updater.get_targetinfo, name)
+        meta = _signed(self._walk / "snapshot.json").meta
+        listed = {role: info.version for role, info in meta.items() if role not in ("root.json", "targets.json")}
+        here = (role.removesuffix(".json") for role in listed)
+        looked_at = [role for role in here if self.version(role, self._walk) == listed[f"{role}.json"]]
+        return self._found(name, target), self._raised(raised, (*TOP_ROLES, *looked_at))
+
+    def path_of(self, target: TargetFile) -> str:
+        """Where a target lies below the address of targets."""
+        if not Metadata[Root].from_file(str(self._folder / "root.json")).signed.consistent_snapshot:
+            return str(target.path)
+        parent, slash, name = target.path.rpartition("/")
+        return f"{parent}{slash}{next(iter(target.hashes.values()))}.{name}"
+
+    def release(self, model: str, version: str, manifest_sha256: str, known: Floors) -> Floors:
         """That this manifest is a signed target of the model's role; the new floors. Raises Untrusted."""
-        try:
-            target = self._target(target_name(model, version))
-        except NotFound as missing:
-            raise Untrusted(f"{model} {version}: {missing.message}", code="not_signed") from None
+        walk, name = self._updater.get_targetinfo, target_name(model, version)
+        target, raised = self._walked(known, (release_role(model),), walk, name)
+        if target is None:
+            raise Untrusted(f"{model} {version}: {name} is not among the signed targets", code="not_signed")
         if target.hashes.get("sha256") != manifest_sha256:
             raise Untrusted(f"{model} {version}: the signed manifest is another one", code="manifest_mismatch")
-        return self._durable_floors(floors, (release_role(model),))
+        return raised
+
+    def role(self, model: str, known: Floors) -> tuple[dict[str, Any] | None, Floors]:
+        """Steps 3 to 6 for a model's release role: what it says (None: no key may release that model), and the new
+        floors. Raises Untrusted, Unreachable."""
+        role, walk = release_role(model), self._updater.get_targetinfo
+        _, raised = self._walked(known, (role,), walk, target_name(model, "0.0.0"))
+        signed = _signed(self._walk / f"{role}.json")
+        return (signed.to_dict() if signed is not None else None), raised
 
     def check_offline_roles(self, model: str, now: float) -> None:
         """That what is signed offline holds *now*, where the online roles were judged at an earlier time (a file).
         Raises Untrusted (`metadata_expired`)."""
-        moment = datetime.fromtimestamp(now, tz=timezone.utc)
         for role in ("root", "targets", release_role(model)):
-            try:
-                expired = Metadata.from_file(str(self._folder / f"{role}.json")).signed.is_expired(moment)
-            except (exceptions.RepositoryError, exceptions.StorageError, OSError) as bad:
-                raise Untrusted(f"metadata: {role}: {bad}", code="bad_metadata") from None
-            if expired:
-                raise Untrusted(f"metadata: {role} has expired", code="metadata_expired")
+            signed = _signed(self._folder / f"{role}.json")
+            if signed is None:
+                raise Untrusted(f"metadata: {role} is not there", code="bad_metadata")
+            if signed.is_expired(_moment(now)):
+                ended = signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+                raise Untrusted(f"metadata: {role} expired on {ended}", code="metadata_expired", role=role)
 
 
-def _matches(target: TargetFile, data: bytes, what: str) -> None:
+def walked(root: bytes, folder: Path, source: MetadataSource, now: float, known: Floors) -> tuple[Trust, Floors]:
+    """A refresh of as many walks as the chain of roots needs, up to WALKS. Raises as `Trust.refresh`."""
+    for left in range(WALKS - 1, -1, -1):
+        chain = Trust(root, folder, source, now)
+        try:
+            return chain, chain.refresh(known)
+        except Later as more:
+            if more.code != "more_roots" or not left:
+                raise
+    raise AssertionError("unreachable: the last turn returns or raises")
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, tz=timezone.utc)
+
+
+def _signed(path: Path) -> Any:
+    try:
+        return Metadata.from_file(str(path)).signed
+    except (exceptions.RepositoryError, exceptions.StorageError, OSError):
+        return None
+
+
+def _recover(walk: Path, before: int | None, newest: int) -> None:
+    """Step 4, between the last root and the first timestamp, for what the store holds."""
+    if before is not None:
+        for role in floors.replaced(_chain(walk, before, newest)):
+            for name in RECOVERY.get(role, ()):
+                (walk / f"{name}.json").unlink(missing_ok=True)
+
+
+def _chain(walk: Path, since: int, newest: int) -> list[dict[str, RoleKeys]]:
+    """What the roots `since` to `newest` say; of one that is not here nothing is known."""
+    roots = (_signed(walk / HISTORY / f"{version}.root.json") for version in range(since, newest + 1))
+    return [
+        {name: RoleKeys(frozenset(role.keyids), role.threshold) for name, role in root.roles.items()}
+        for root in roots
+        if root is not None
+    ]
+
+
+def matches(target: TargetFile, data: bytes, what: str) -> None:
+    """Raises Untrusted (`manifest_mismatch`) where the bytes are not the signed ones."""
     try:
         target.verify_length_and_hashes(data)
     except exceptions.LengthOrHashMismatchError as bad:

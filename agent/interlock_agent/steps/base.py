@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interlock_agent.config import Config, Unit
-from interlock_agent.core import quarantine
+from interlock_agent.core import quarantine, revoked, sideloads
 from interlock_agent.core.gate.gap import Plan
 from interlock_agent.core.gate.limits import effective_limits, limits_digest
 from interlock_agent.core.readings import Word
-from interlock_agent.core.records import Attempt, Quarantined, UnitRecord
+from interlock_agent.core.records import Attempt, Installed, Quarantined, UnitRecord
+from interlock_agent.core.revoked import REVOKED
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.ports import Ports, Source, Stored
+from interlock_shared import floors
 from interlock_shared.documents import Assignment
+from interlock_shared.errors import Never
 from interlock_shared.manifest import Manifest
 
 
@@ -44,6 +47,7 @@ class Shared:
     fingerprint_sha256: str = ""
     gate_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     gate_owner: str = ""
+    trust_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
     manifests: dict[str, Manifest] = field(default_factory=dict)  # by unit: of the attempt in flight
     gaps: dict[str, Plan] = field(default_factory=dict)  # by unit: what was told of the attempt in flight
@@ -52,6 +56,10 @@ class Shared:
     on_progress: Callable[[str], None] = lambda unit: None
     words: dict[str, Word] = field(default_factory=dict)  # by unit: what the application says of what serves
     checks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by unit: of what serves, in words
+
+    def sideload_policy(self) -> str:
+        """What a file may do on this device now."""
+        return sideloads.effective(self.config.sideload.policy, str(self.stored.meta.get("sideload") or ""))
 
     def settled(self, unit: str) -> None:
         """The unit rests: nothing is remembered of what was in flight."""
@@ -67,12 +75,36 @@ class Shared:
             self.gate_lock.release()
 
     async def trust_moved(self, trust: dict[str, Any] | None) -> None:
-        """What the fetcher now trusts: floors (they only grow, the fetcher has seen to it) and the director."""
+        """What a fetcher now trusts: floors, director, until when. Several fetchers may end in any order: one is taken
+        after the other, and to its end whoever waits for it: journal and memory stay equal, and nothing falls."""
         if trust:
-            changed = {key: value for key, value in trust.items() if self.stored.meta.get(key) != value}
+            await asyncio.shield(asyncio.ensure_future(self._trust_journaled(trust)))
+
+    async def _trust_journaled(self, trust: dict[str, Any]) -> None:
+        async with self.trust_lock:
+            meta = self.stored.meta
+            new = {**trust, "floors": floors.merged(meta.get("floors") or {}, trust.get("floors") or {})}
+            if (meta.get("director") or {}).get("epoch", 0) > (trust.get("director") or {}).get("epoch", 0):
+                new.pop("director", None)
+            new[REVOKED] = revoked.merged(meta.get(REVOKED) or {}, trust.get(REVOKED) or {})
+            changed = {key: value for key, value in new.items() if meta.get(key, {}) != value}
             if changed:
                 await self.ports.journal.put_meta(changed)
-                self.stored.meta.update(changed)
+                meta.update(changed)
+
+    def options(self, unit: str) -> dict[str, Any]:
+        """What the host needs to know of the unit: with the releases that must not answer, by the owner's policy."""
+        settings = self.config.unit(unit)
+        names = revoked.refused(self.stored.meta, unit) if settings.revoked == "stop" else []
+        return {**settings.options(), **({"revoked": names} if names else {})}
+
+    def revocation(self, unit: str, manifest_sha256: str) -> dict[str, str] | None:
+        """What is known of a revoked release; None: it is not revoked."""
+        return revoked.of(self.stored.meta, unit, manifest_sha256)
+
+    def revoked(self, unit: str, what: Installed) -> bool:
+        """Whether a release in a slot was taken back by its signers."""
+        return self.revocation(unit, what.manifest_sha256) is not None
 
     def surroundings(self, record: UnitRecord, manifest: Manifest | None) -> quarantine.Surroundings:
         """What a judgement of this attempt depends on."""
@@ -87,6 +119,8 @@ class Shared:
         self, before: UnitRecord, after: UnitRecord, happened: Happened, at: str
     ) -> tuple[Quarantined, ...]:
         """The quarantine entries of a transition whose row remembers."""
+        if happened.reason == REVOKED:
+            return ()  # that is remembered by itself, and says nothing of the bytes
         around = self.surroundings(before, self.manifests.get(before.unit))
         if after.phase == Phase.RESTORING.value:
             left = before.confirmed
@@ -130,6 +164,13 @@ class Step:
         if self.record.attempt is None:
             raise AssertionError(f"{self.name}: {self.record.phase} without an attempt")
         return self.record.attempt
+
+    def refuse_revoked(self) -> None:
+        """Raises Never (`revoked`) where the attempt's release was taken back by its signers."""
+        wish = self.attempt.wish
+        known = self.shared.revocation(self.name, wish.manifest_sha256)
+        if known is not None:
+            raise Never(f"{self.name} {wish.version} was revoked: {known['reason']}", code=REVOKED, at=known["at"])
 
     def tell(self, **figures: Any) -> None:
         """Progress for people: `interlock-agent status`."""

@@ -18,6 +18,7 @@ async def fetch(step: Step) -> Happened:
     wish = attempt.wish
     if wish.origin in GOES_BACK:
         raise Never(f"{step.name}: the release to go back to is gone", code="rollback_lost")
+    step.refuse_revoked()
     there = await step.ports.slots.staged(step.name, wish.manifest_sha256)
     if there is not None:
         manifest = manifests.parse(there.manifest)

@@ -169,6 +169,7 @@ def _place(step: Step) -> Place:
         unit=step.name,
         generation=step.record.generation,
         settings=step.unit,
+        options=step.shared.options(step.name),
         listen=shared.config.listen(step.name),
         fingerprint=shared.fingerprint,
         host=command or ports.host,

@@ -13,6 +13,7 @@ from typing import Any
 from interlock_agent.core.gate.gap import Plan
 from interlock_agent.core.gate.right import parity
 from interlock_agent.core.readings import ENOUGH_REQUESTS
+from interlock_agent.core.revoked import REVOKED
 from interlock_agent.core.states import Event, Phase
 from interlock_agent.host import messages
 from interlock_agent.steps.base import Happened, Step
@@ -91,6 +92,8 @@ async def fill_slot(step: Step) -> Happened:
 
 async def promote(step: Step) -> Happened:
     """The switch. The lease begins in the host."""
+    if step.shared.revocation(step.name, step.attempt.wish.manifest_sha256) is not None:
+        return Happened(Event.GONE, reason=REVOKED)  # and it is not fetched again
     settings = step.unit.trial
     felt = _felt(await unit_status(step))
     step.shared.words.pop(step.name, None)  # what was said was said of the one before
@@ -219,6 +222,7 @@ async def plan_of(step: Step, manifest: Manifest, variants: Sequence[Variant], *
 async def restore(step: Step) -> Happened:
     """Load the previous confirmed release from the spare slot, to be promoted; alone, where it is refused memory beside
     what serves and the owner's policy allows it."""
+    step.refuse_revoked()
     slot = step.attempt.slot
     seal = await step.ports.slots.seal_of(step.name, slot)
     if seal is None or seal.get("manifest_sha256") != step.attempt.wish.manifest_sha256:

@@ -10,6 +10,7 @@ from interlock_shared.errors import Later
 from interlock_shared.limits import INTERRUPTIONS_MAX, UNJUDGED_MAX
 
 LOOK_S = 900.0  # the clock may be set while it is slept by: it is looked at so often
+WAIT_MAX_S = 31 * 86_400.0  # nothing waits longer: whoever named a later time had another clock
 
 
 def count(step: Step, budget: str) -> int:
@@ -49,14 +50,15 @@ async def spread_wait(step: Step) -> Happened:
 
 
 async def wake(step: Step) -> Happened | None:
-    """Sleep until the time that the attempt names; for a person, for ever."""
-    until = step.attempt.until
+    """Sleep until the time that the attempt names; for a person, for ever. A clock that was years ahead when the time
+    was named, and is right again, holds nobody up."""
+    until, clock = step.attempt.until, step.ports.clock
     if until < 0:
         return None
-    left = until - step.ports.clock.now()
-    while left > 0:
-        await step.ports.clock.sleep(min(left, LOOK_S))
-        left = until - step.ports.clock.now()
+    left = until - clock.now()
+    end = clock.monotonic() + (left if left <= WAIT_MAX_S else 0.0)
+    while (left := min(until - clock.now(), end - clock.monotonic())) > 0:
+        await clock.sleep(min(left, LOOK_S))
     return Happened(Event.DUE, changes={"until": 0.0})
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import aiomqtt
 
@@ -27,7 +28,7 @@ PUBLISH_S = 5.0  # an unanswered publish: the connection is dead, and aiomqtt do
 
 @dataclass(frozen=True)
 class Address:
-    """A broker's `mqtt://[user:password@]host[:port]`."""
+    """A broker's `mqtts://host[:port]`. One with a user name is the embedded one's private door, without TLS."""
 
     host: str
     port: int
@@ -39,27 +40,31 @@ class Address:
         """Raises Invalid."""
         parts = urlsplit(url)
         try:
-            port = 1883 if parts.port is None else parts.port
+            port = 8883 if parts.port is None else parts.port
         except ValueError:
             port = 0
-        if parts.scheme != "mqtt" or not parts.hostname or not port or parts.path.strip("/"):
-            raise Invalid(f"broker: {url!r} is not mqtt://[user:password@]host[:port]", field="broker")
-        name = None if parts.username is None else unquote(parts.username)
-        word = None if parts.password is None else unquote(parts.password)
-        return cls(parts.hostname, port, name, word)
+        if parts.scheme != "mqtts" or not parts.hostname or not port or parts.path.strip("/") or "@" in parts.netloc:
+            raise Invalid(f"broker: {url!r} is not mqtts://host[:port], without user and password", field="broker")
+        return cls(parts.hostname, port)
 
     @property
     def public(self) -> str:
-        """The URL without credentials."""
+        """The URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"mqtt://{host}:{self.port}"
+        return f"mqtts://{host}:{self.port}"
 
 
 class Broker:
-    """The Link of ports.py. `run` until cancelled."""
+    """The Link of ports.py. `run` until cancelled. `tls` makes the context of one connection; called in a thread."""
 
-    def __init__(self, address: Address, identifier: str, sleep: Callable[[float], Awaitable[None]]) -> None:
-        self._address, self._identifier, self._sleep = address, identifier, sleep
+    def __init__(
+        self,
+        address: Address,
+        identifier: str,
+        sleep: Callable[[float], Awaitable[None]],
+        tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
+        self._address, self._identifier, self._sleep, self._tls = address, identifier, sleep, tls
         self._client: aiomqtt.Client | None = None
         self.ready = asyncio.Event()
 
@@ -78,7 +83,8 @@ class Broker:
         attempt = 0
         while True:
             try:
-                async with self._connection() as client:
+                context = await asyncio.to_thread(self._tls) if self._tls and not self._address.username else None
+                async with self._connection(context) as client:
                     for kind in topics.DEVICE_MAY_PUBLISH:
                         await client.subscribe(topics.any_device(kind), qos=1)
                     self._client, attempt = client, 0
@@ -88,7 +94,7 @@ class Broker:
                     async for message in client.messages:
                         if isinstance(message.payload, bytes):
                             received(str(message.topic), message.payload)
-            except aiomqtt.MqttError as lost:
+            except (aiomqtt.MqttError, OSError) as lost:
                 log.warning("the broker at %s: %s", self._address.public, lost)
             finally:
                 self._client = None
@@ -97,7 +103,7 @@ class Broker:
             attempt = min(attempt + 1, 10)
             await self._sleep(wait)
 
-    def _connection(self) -> aiomqtt.Client:
+    def _connection(self, context: ssl.SSLContext | None) -> aiomqtt.Client:
         return aiomqtt.Client(
             self._address.host,
             self._address.port,
@@ -105,7 +111,8 @@ class Broker:
             password=self._address.password,
             identifier=self._identifier,
             keepalive=KEEPALIVE_S,
-            clean_session=True,
+            clean_session=bool(self._address.username),  # an external broker keeps what devices say while we are away
+            tls_context=context,
             protocol=aiomqtt.ProtocolVersion.V311,
             max_queued_incoming_messages=10_000,
             logger=logging.getLogger("interlock_server.mqtt"),

@@ -68,6 +68,11 @@ class SqlRows:
         query = insert_or_ignore(metadata.tables[table]).values(**values).on_conflict_do_nothing()
         return bool((await self._connection.execute(query)).rowcount)
 
+    async def remove(self, table: str, **where: Any) -> int:
+        one = metadata.tables[table]
+        query = sa.delete(one).where(*_conditions(one, where))
+        return int((await self._connection.execute(query)).rowcount)
+
     async def change(self, table: str, where: Mapping[str, Any], **values: Any) -> int:
         one = metadata.tables[table]
         query = sa.update(one).where(*_conditions(one, where)).values(**values)

@@ -1,120 +1,179 @@
-"""An external Mosquitto: its password file and its access list are kept by this server.
+"""An external Mosquitto: this server keeps its revocation list, and ends the sessions of who is on it.
 
-- A device's line is written when it enrols, before that is answered; then Mosquitto is told to read again (SIGHUP).
-- Only hashes are written, in Mosquitto's own form `$7$`: PBKDF2-SHA512 (mosquitto_passwd(1), password_mosq.c).
-- The access list is the same for every fleet: a device reads and writes its own topics, the server all of them.
-- Lines of other users stay. Owner, group and mode of the files stay too: Mosquitto has to be able to read them.
+A list read again does not drop an open session; taking over the client id does. Mosquitto is told to use the
+certificate's name as the client id (`broker-config mosquitto`), so that a stand-in, a certificate of a few minutes in
+the device's name, takes over exactly its session. To know, and not to hope, that the list is read:
+
+1. A first stand-in is put on the list together with the device; the list is written, Mosquitto gets SIGHUP.
+2. The first stand-in connects until it is refused: then the list is read, and the device cannot come back either.
+3. A second one connects, and leaves: whatever session was open under this name has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import logging
 import os
-import secrets
 import signal
+import ssl
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
-from interlock_shared import durable, topics
-from interlock_shared.errors import Invalid
+from interlock_server.core import mqtt
+from interlock_shared import durable
+from interlock_shared.errors import Unreachable
 
 log = logging.getLogger(__name__)
 
-ITERATIONS = 101  # Mosquitto's own default; what is hashed is 32 random bytes, which nobody guesses
-SALT_BYTES = 12
-MODE = 0o640  # of a file that was not there: its group should be Mosquitto's
+MODE = 0o644  # the list is no secret
+CUT_S = 9.0  # a device that was revoked is out within ten seconds
+AGAIN_S = 0.1  # between two tries of the first stand-in
+CONNECT_S = 3.0
+WRITE_EVERY_S = 6 * 3600.0  # the list has an end of its own, and a broker with an old one refuses everybody
+RETRY_S = 30.0  # after a cut that could not be shown to hold
 
 
-def hashed(password: str, salt: bytes, iterations: int = ITERATIONS) -> str:
-    """A password as Mosquitto's file has it."""
-    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, iterations)
-    return f"$7${iterations}${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}"
+class Authority(Protocol):
+    """What of the device CA is needed. Blocks."""
+
+    @property
+    def tls_ca(self) -> bytes: ...
+
+    def crl(self, revoked: Mapping[str, datetime], now: datetime) -> bytes: ...
+
+    def stand_in(self, device: str) -> tuple[bytes, str]:
+        """(key and certificate as PEM, serial) of a few minutes in the device's name."""
+        ...
 
 
-def holds(line: str, password: str) -> bool:
-    """Whether a hash is this password's."""
-    try:
-        _, form, iterations, salt, _ = line.split("$")
-        again = hashed(password, base64.b64decode(salt), int(iterations))
-    except ValueError:
-        return False
-    return form == "7" and secrets.compare_digest(line, again)
+@dataclass(frozen=True)
+class Place:
+    """Where Mosquitto is, and its files."""
 
-
-def access_list(server: str) -> str:
-    """Who may what. A pattern without %u is for every user; nobody else gets anything."""
-    own = [("write", kind) for kind in topics.DEVICE_MAY_PUBLISH] + [("read", k) for k in topics.DEVICE_MAY_SUBSCRIBE]
-    lines = ["# Written by interlock-server; your own rules go below the last line of this block."]
-    lines += [f"pattern {may} {topics.device_topic(kind, '%u')}" for may, kind in own]
-    lines += [f"pattern read {topics.NOTICE}", f"user {server}", f"topic readwrite {topics.PREFIX}/#"]
-    return "\n".join(lines) + "\n"
+    host: str
+    port: int
+    crl: Path
+    pid: Path | None
 
 
 class Mosquitto:
-    """`start` once, then `joined` for each device. Raises Invalid, OSError."""
+    """`start` once, then `run`, and `cut` for each device that is revoked. `revoked`: {serial: since when}."""
 
-    def __init__(self, passwords: Path, acl: Path, pid: Path | None) -> None:
-        self._passwords, self._acl, self._pid = passwords, acl, pid
+    def __init__(
+        self,
+        place: Place,
+        authority: Authority,
+        revoked: Callable[[], Awaitable[Mapping[str, datetime]]],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._place, self._authority, self._revoked, self._sleep = place, authority, revoked, sleep
         self._lock = asyncio.Lock()
+        self.uncertain: set[str] = set()  # devices whose cut could not be shown to hold
 
-    async def start(self, username: str | None, password: str | None) -> None:
-        """The access list, and the server's own line."""
-        if not username or not password:
-            raise Invalid("--mosquitto-passwd needs --broker mqtt://USER:PASSWORD@HOST", field="--broker")
-        rules = access_list(username)
-
-        def work() -> bool:
-            changed = self._set(username, password)
-            if not _read(self._acl).startswith(rules):
-                _write(self._acl, rules)
-                changed = True
-            return changed
-
+    async def start(self) -> None:
+        """Write the list. Raises OSError."""
         async with self._lock:
-            if await asyncio.to_thread(work):
-                await asyncio.to_thread(self._reload)
+            await self._write({})
 
-    async def joined(self, device: str, password: str) -> None:
-        """The device may connect with this password, and with no other."""
-        async with self._lock:
-            if await asyncio.to_thread(self._set, device, password):
-                await asyncio.to_thread(self._reload)
+    async def run(self) -> None:
+        """Keep the list young, and try again what did not succeed. Until cancelled."""
+        passed = 0.0
+        while True:
+            await self._sleep(RETRY_S)
+            passed += RETRY_S
+            try:
+                for device in sorted(self.uncertain):
+                    with contextlib.suppress(Unreachable):
+                        await self.cut(device)
+                if passed >= WRITE_EVERY_S:
+                    await self.start()
+                    passed = 0.0
+            except Exception:  # the database or the disk: the server goes on, and tries again
+                log.exception("the revocation list %s could not be kept; it is tried again", self._place.crl)
 
-    def _set(self, user: str, password: str) -> bool:
-        lines = _read(self._passwords).splitlines()
-        mine = [line for line in lines if line.partition(":")[0] == user]
-        if len(mine) == 1 and holds(mine[0].partition(":")[2], password):
-            return False
-        lines = [line for line in lines if line and line not in mine]
-        lines.append(f"{user}:{hashed(password, secrets.token_bytes(SALT_BYTES))}")
-        _write(self._passwords, "\n".join(lines) + "\n")
-        return True
+    async def cut(self, device: str) -> None:
+        """The device's session has ended, and it is refused, when this returns. Raises Unreachable: that could not be
+        shown in CUT_S; it is tried again by `run`.
+        """
+        self.uncertain.add(device)
+        try:
+            async with asyncio.timeout(CUT_S), self._lock:
+                await self._cut(device)
+        except (TimeoutError, OSError) as bad:
+            why = "it does not read its list again" if isinstance(bad, TimeoutError) else str(bad)
+            message = f"Mosquitto may still serve {device}: {why} ({self._place.crl}, {self._place.pid})"
+            log.error("%s", message)
+            raise Unreachable(message) from None
+        self.uncertain.discard(device)
+
+    async def _cut(self, device: str) -> None:
+        first, serial = await asyncio.to_thread(self._authority.stand_in, device)
+        await self._write({serial: datetime.now(UTC)})  # 1
+        while True:
+            if not await self._connects(first):  # 2
+                second, _ = await asyncio.to_thread(self._authority.stand_in, device)
+                if await self._connects(second):  # 3: else the refusal before it was not the list's
+                    return
+            await self._sleep(AGAIN_S)
+
+    async def _write(self, more: Mapping[str, datetime]) -> None:
+        revoked = {**await self._revoked(), **more}
+
+        def work() -> None:
+            _replace(self._place.crl, self._authority.crl(revoked, datetime.now(UTC)))
+            self._reload()
+
+        await asyncio.to_thread(work)
 
     def _reload(self) -> None:
-        if self._pid is None:
+        if self._place.pid is None:
             return
         try:
-            os.kill(int(self._pid.read_text()), signal.SIGHUP)
+            os.kill(int(self._place.pid.read_text()), signal.SIGHUP)
         except (OSError, ValueError) as bad:
-            log.warning("Mosquitto was not told to read its files again (%s): %s", self._pid, bad)
+            log.warning("Mosquitto was not told to read its files again (%s): %s", self._place.pid, bad)
+
+    async def _connects(self, pem: bytes) -> bool:
+        """Whether Mosquitto lets this certificate in. Raises OSError: it does not answer at all."""
+        context = await asyncio.to_thread(_context, pem, self._authority.tls_ca)
+        async with asyncio.timeout(CONNECT_S):
+            reader, writer = await asyncio.open_connection(self._place.host, self._place.port)
+            try:
+                await writer.start_tls(context, server_hostname=self._place.host)
+                writer.write(mqtt.connect("stand-in"))
+                answer = await reader.readexactly(4)
+                writer.write(mqtt.DISCONNECT_PACKET)
+                await writer.drain()
+            except ssl.SSLCertVerificationError:
+                raise  # the broker's own certificate: this is no answer about the device's
+            except (OSError, asyncio.IncompleteReadError):
+                return False
+            finally:
+                writer.close()
+        return answer == mqtt.connack(mqtt.ACCEPTED)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
+def _context(pem: bytes, tls_ca: bytes) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=tls_ca.decode())
+    with tempfile.NamedTemporaryFile() as file:  # 0600; `ssl` reads keys from files alone
+        file.write(pem)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
 
 
-def _write(path: Path, text: str) -> None:
+def _replace(path: Path, data: bytes) -> None:
+    """Owner, group and mode of a file that is there stay: Mosquitto has to be able to read it."""
     try:
         before = path.stat()
     except FileNotFoundError:
-        durable.replace_file(path, text.encode(), mode=MODE)
+        durable.replace_file(path, data, mode=MODE)
         return
-    durable.replace_file(path, text.encode(), mode=before.st_mode & 0o777)
+    durable.replace_file(path, data, mode=before.st_mode & 0o777)
     with contextlib.suppress(PermissionError):  # an ordinary user: the folder's group must do
         os.chown(path, before.st_uid, before.st_gid)

@@ -11,8 +11,9 @@ Rules of the file:
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,44 +25,51 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets
 from tuf.api.serialization import DeserializationError
 
 from interlock_server.core import releases
-from interlock_shared import canonical, durable, topics
+from interlock_server.ports import Checked, OnlineSigners
+from interlock_shared import canonical, durable, topics, trust
 from interlock_shared.base import validate
 from interlock_shared.documents import Director
 from interlock_shared.errors import Conflict, Invalid, NotFound, Untrusted
-from interlock_shared.limits import METADATA_MAX_BYTES
+from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES, ROOT_MAX_BYTES
 
 TIMESTAMP_DAYS = 7  # how long a device believes that there is nothing newer
 SNAPSHOT_DAYS = 30
 RENEW_AFTER = timedelta(days=1)  # signed again daily, so that a server that is down for days strands nobody
 
+TOGETHER = "together.json"  # files of one upload, by name, until all of them are written
+TOGETHER_MAX_BYTES = 2**30
+
 _NAME = re.compile(r"^(timestamp|[0-9]{1,10}\.[a-z0-9][a-z0-9._-]{0,100})\.json$")
 
 
-def _load(document: Mapping[str, Any], kind: type[Signed], what: str, now: datetime) -> Metadata[Any]:
-    """Uploaded metadata as python-tuf's object, signatures unchecked. Raises Invalid, Untrusted (`expired`)."""
+def _load(document: Mapping[str, Any], kind: type[Signed], what: str, now: datetime | None) -> Metadata[Any]:
+    """Uploaded metadata as python-tuf's object, signatures unchecked; its expiry too, without `now`.
+
+    Raises Invalid, Untrusted (`expired`).
+    """
     try:
         data = canonical.encode(document)
-        if len(data) > METADATA_MAX_BYTES:
-            raise Invalid(f"{what}: {len(data)} bytes, at most {METADATA_MAX_BYTES} are allowed", field=what)
+        limit = ROOT_MAX_BYTES if kind is Root else METADATA_MAX_BYTES
+        if len(data) > limit:
+            raise Invalid(f"{what}: {len(data)} bytes, at most {limit} are allowed", field=what)
         metadata = Metadata[Any].from_dict(deepcopy(dict(document)))
     except (KeyError, TypeError, ValueError, AttributeError) as bad:
         raise Invalid(f"{what}: not TUF metadata: {bad}", field=what, code="invalid_metadata") from None
     if not isinstance(metadata.signed, kind):
         raise Invalid(f"{what}: is {metadata.signed.type} metadata", field=what, code="invalid_metadata")
-    if metadata.signed.is_expired(now):
+    if now is not None and metadata.signed.is_expired(now):
         raise Untrusted(f"{what}: expired at {metadata.signed.expires}", code="expired")
     return metadata
 
 
 def _verify(delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> None:
     try:
+        keys = [delegator.signed.get_key(keyid) for keyid in delegator.signed.get_delegated_role(role).keyids]
+        if trust.different(keys) != len(keys):
+            raise Untrusted(f"{role}: one of its keys is named twice, and would count twice", code="key_exists")
         delegator.verify_delegate(role, metadata)
     except (RepositoryError, ValueError) as bad:
         raise Untrusted(f"{role}: {bad}", code="bad_signature") from None
-
-
-def _facts(targets: Targets) -> dict[str, tuple[int, str]]:
-    return {name: (one.length, str(one.hashes.get("sha256"))) for name, one in targets.targets.items()}
 
 
 class Trusted:
@@ -84,11 +92,13 @@ class Trusted:
 class TufRepository:
     """`FOLDER/N.role.json`, `FOLDER/timestamp.json`, `FOLDER/target/director.json`."""
 
-    def __init__(self, folder: Path, signers: Mapping[str, Signer]) -> None:
-        self._folder, self._signers = folder, signers
+    def __init__(self, folder: Path, keys: OnlineSigners) -> None:
+        self._folder, self._keys = folder, keys
         (folder / "target").mkdir(parents=True, exist_ok=True)
         durable.sweep(folder)
+        self._finish()
         self._state = self._read()
+        self._settle()
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -139,8 +149,12 @@ class TufRepository:
 
         Raises Invalid, Untrusted, Conflict (`stale_metadata`, `target_changed`).
         """
+        self._recover()
         state = self._state.copy()
-        state.root = self._next_root(_load(document["root"], Root, "root", now))
+        roots = self._next_roots([*document.get("chain", ()), document["root"]], now)
+        if roots:
+            state.root = roots[-1]
+        state.root = cast("Metadata[Root]", state.root)
         targets = _load(document["targets"], Targets, "targets", now)
         _verify(state.root, "targets", targets)
         if state.targets is not None and targets.to_dict() != state.targets.to_dict():
@@ -148,33 +162,67 @@ class TufRepository:
         state.targets = targets
         director = self._director(targets.signed, document["director"])
         self._take_delegated(state, document["delegated"], now)
-        self._write_and_sign(state, now, {"target/" + topics.DIRECTOR_TARGET: director})
+        files = {f"{one.signed.version}.root.json": canonical.encode(one.to_dict()) for one in roots}
+        self._write_and_sign(state, now, {**files, "target/" + topics.DIRECTOR_TARGET: director}, together=True)
+        self._settle()
 
-    def _next_root(self, root: Metadata[Root]) -> Metadata[Root]:
-        current = self._state.root
-        if current is not None and current.to_dict() == root.to_dict():
-            return current
-        releases.check_version(current.signed.version if current else 0, root.signed.version)
-        for delegator in (current, root):
-            if delegator is not None:
-                _verify(delegator, "root", root)
-        if root.signed.consistent_snapshot is not True:
-            raise Invalid("root: consistent_snapshot must be true", field="root", code="invalid_metadata")
-        for role in ("snapshot", "timestamp"):
-            keyid = self._signers[role].public_key.keyid
-            if root.signed.roles[role].keyids != [keyid] or root.signed.roles[role].threshold != 1:
-                raise Untrusted(f"root: {role} must be signed by this server's key alone", code="foreign_online_key")
-        return root
+    def _next_roots(self, documents: Sequence[Mapping[str, Any]], now: datetime) -> list[Metadata[Root]]:
+        """The new ones of these roots, each signed by the one before it and by itself. What is known already is left
+        out, so that an upload can be repeated; only the last must not have expired, and names this server's keys.
+        """
+        current, found = self._state.root, []
+        for document in documents:
+            last = document is documents[-1]
+            root = _load(document, Root, "root", now if last else None)
+            if current is not None and root.signed.version <= current.signed.version and self._known(root):
+                continue
+            releases.check_version(current.signed.version if current else 0, root.signed.version)
+            for delegator in (current, root):
+                if delegator is not None:
+                    _verify(delegator, "root", root)
+            if root.signed.consistent_snapshot is not True:
+                raise Invalid("root: consistent_snapshot must be true", field="root", code="invalid_metadata")
+            found.append(root)
+            current = root
+        for role in ("snapshot", "timestamp") if found else ():
+            named, mine = found[-1].signed.roles[role], self._keys.candidates(role)
+            if named.threshold != 1 or named.keyids not in [[one.public_key.keyid] for one in mine]:
+                raise Untrusted(
+                    f"root: {role} must be signed by this server's key alone: `interlock root propose --rotate {role}`",
+                    code="foreign_online_key",
+                )
+        return found
+
+    def _known(self, root: Metadata[Root]) -> bool:
+        with contextlib.suppress(OSError):
+            return self.path(f"{root.signed.version}.root.json").read_bytes() == canonical.encode(root.to_dict())
+        return False
 
     def _director(self, targets: Targets, document: Mapping[str, Any]) -> bytes:
         data = canonical.encode(document)
         director = validate(Director, dict(document), "director")
-        facts = _facts(targets).get(topics.DIRECTOR_TARGET)
+        target = targets.targets.get(topics.DIRECTOR_TARGET)
+        facts = (target.length, target.hashes.get("sha256")) if target else None
         if facts != (len(data), canonical.sha256(data)):
             raise Untrusted("targets: director.json is not the document that was sent", code="target_mismatch")
-        if self._signers["director"].public_key.keyid not in director.keys or director.epoch != releases.DIRECTOR_EPOCH:
-            raise Untrusted("director: this server's key and epoch are not in it", code="foreign_online_key")
+        mine = [one.public_key.keyid for one in self._keys.candidates("director")]
+        releases.check_director(self._known_director(), director, mine)
         return data
+
+    def _known_director(self) -> Director | None:
+        """The trusted director's document. Raises Invalid."""
+        if self._state.targets is None:
+            return None
+        data = self.path("target/" + topics.DIRECTOR_TARGET).read_bytes()
+        return validate(Director, canonical.decode(data, limit=DOCUMENT_MAX_BYTES, what="director"), "director")
+
+    def _settle(self) -> None:
+        """Tell the online keys what trusted metadata says of them."""
+        root, director = self._state.root, self._known_director()
+        if root is None or director is None:
+            return
+        named: dict[str, Collection[str]] = {role: root.signed.roles[role].keyids for role in ("snapshot", "timestamp")}
+        self._keys.settle({**named, "director": list(director.keys)}, director.epoch)
 
     def _take_delegated(self, state: Trusted, documents: Mapping[str, Any], now: datetime) -> None:
         targets = cast("Metadata[Targets]", state.targets)
@@ -194,7 +242,8 @@ class TufRepository:
             known = state.delegated.get(name)
             if known is not None and metadata.to_dict() != known.to_dict():
                 releases.check_version(known.signed.version, metadata.signed.version)
-            if _facts(metadata.signed) != (_facts(known.signed) if known else {}):
+            content = releases.content(metadata.signed.to_dict())
+            if content != (releases.content(known.signed.to_dict()) if known else releases.NOTHING):
                 raise Conflict(f"{name}: releases are published one by one", code="target_changed")
             state.delegated[name] = metadata
         missing = set(roles or {}) - set(state.delegated)
@@ -204,34 +253,70 @@ class TufRepository:
         for name, metadata in state.delegated.items():
             _verify(targets, name, metadata)  # what was published before must hold under new keys too
 
-    def check_release(self, model: str, metadata: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], bytes]:
-        """Signature and version of a release role's next metadata: the facts before and after, and bytes to store.
+    def check_release(self, model: str, metadata: Mapping[str, Any], now: datetime) -> Checked:
+        """A release role's next metadata with the signatures that hold; too few are no error.
 
-        Raises NotFound (`unknown_model`), Invalid, Untrusted, Conflict (`stale_metadata`).
+        Raises NotFound (`unknown_model`), Invalid, Untrusted (`bad_signature`: not one holds, or one does not),
+        Conflict (`stale_metadata`).
         """
+        self._recover()
         name = topics.release_role(model)
         known, targets = self._state.delegated.get(name), self._state.targets
         if known is None or targets is None:
             raise NotFound(f"no key may release {model!r}: add it to the trust metadata first", code="unknown_model")
         loaded = _load(metadata, Targets, name, now)
-        _verify(targets, name, loaded)
         if loaded.signed.delegations is not None:
             raise Invalid(f"{name}: a release role delegates nothing", field="metadata", code="foreign_delegation")
         releases.check_version(known.signed.version, loaded.signed.version)
-        return {"old": _facts(known.signed), "new": _facts(loaded.signed)}, canonical.encode(metadata)
+        result = targets.signed.get_verification_result(name, loaded.signed_bytes, loaded.signatures)
+        foreign = sorted(set(loaded.signatures) - set(result.signed))
+        if foreign or not result.signed:
+            who = f"key {foreign[0][:12]}…" if foreign else "nobody"
+            raise Untrusted(f"{name}: {who} may not sign this, or has signed something else", code="bad_signature")
+        return Checked(
+            old=releases.content(known.signed.to_dict()),
+            new=releases.content(loaded.signed.to_dict()),
+            keyids=tuple(sorted(result.signed)),
+            threshold=result.threshold,
+            version=loaded.signed.version,
+            data=canonical.encode(loaded.to_dict()),
+        )
+
+    def signers_of(self, model: str) -> tuple[dict[str, str], int]:
+        """Keys that may sign for the model, with their holders' names ("": not known), and how many of them must; no
+        key for an unknown model."""
+        targets = self._state.targets
+        roles = targets.signed.delegations.roles if targets and targets.signed.delegations else None
+        role = (roles or {}).get(topics.release_role(model))
+        if targets is None or role is None:
+            return {}, 1
+        keys = {keyid: targets.signed.get_key(keyid) for keyid in role.keyids}
+        return {
+            keyid: str(key.unrecognized_fields.get(topics.KEY_HOLDER, "")) for keyid, key in keys.items()
+        }, role.threshold
+
+    def version_of(self, model: str) -> int:
+        """The version of the model's release role; 0 for an unknown model."""
+        known = self._state.delegated.get(topics.release_role(model))
+        return int(known.signed.version) if known else 0
 
     def add_release(self, model: str, metadata: bytes, now: datetime) -> None:
         """Write what `check_release` approved; a repetition after a power cut changes nothing."""
+        self._recover()
         state = self._state.copy()
         loaded: Metadata[Any] = Metadata[Any].from_bytes(metadata)
         name = topics.release_role(model)
+        if name not in state.delegated:
+            raise Untrusted(f"{name}: targets names nobody for it any more", code="unknown_model")
         if state.delegated[name].signed.version >= loaded.signed.version:
             return
+        _verify(cast("Metadata[Targets]", state.targets), name, loaded)
         state.delegated[name] = loaded
         self._write_and_sign(state, now, {})
 
     def refresh(self, now: datetime) -> bool:
-        """Sign anew when the timestamp is a day old, or the clock was set back; whether it did."""
+        """Sign anew when the timestamp is a day old, or the clock was set back; whether it did. Raises Untrusted."""
+        self._recover()
         timestamp = self._state.timestamp
         if timestamp is None:
             return False
@@ -246,7 +331,43 @@ class TufRepository:
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    def _write_and_sign(self, state: Trusted, now: datetime, extra: Mapping[str, bytes]) -> None:
+    def _signer(self, root: Metadata[Root], role: str) -> Signer:
+        named = root.signed.roles[role].keyids
+        signers: Sequence[Signer] = self._keys.candidates(role)
+        for one in signers:
+            if one.public_key.keyid in named:
+                return one
+        words = f"{role}: root names a key that is not here: put keys/ back or `interlock root propose --rotate {role}`"
+        raise Untrusted(words, code="foreign_online_key")
+
+    def _finish(self) -> bool:
+        """Write what a power cut or a full disk has left of an upload whose files belong together; whether it did."""
+        path = self._folder / TOGETHER
+        if not path.exists():
+            return False
+        files = canonical.decode(path.read_bytes(), limit=TOGETHER_MAX_BYTES, what=TOGETHER)
+        self._write({str(name): str(text).encode() for name, text in files.items()})
+        durable.remove(path)
+        return True
+
+    def _recover(self) -> None:
+        """Before anything is signed on top of it."""
+        if self._finish():
+            self._state = self._read()
+            self._settle()
+
+    def _write(self, files: Mapping[str, bytes]) -> None:
+        for name, data in files.items():
+            path = self._folder / name
+            if not path.exists() or path.read_bytes() != data:
+                durable.replace_file(path, data, mode=0o644)
+
+    def _write_and_sign(
+        self, state: Trusted, now: datetime, extra: Mapping[str, bytes], *, together: bool = False
+    ) -> None:
+        """Snapshot, timestamp, and all files. `together`: a new root or director must not be seen, after a power cut,
+        beside a timestamp of before.
+        """
         root, targets = cast("Metadata[Root]", state.root), cast("Metadata[Targets]", state.targets)
         snapshot = Snapshot(
             version=(state.snapshot.signed.version if state.snapshot else 0) + 1,
@@ -260,8 +381,8 @@ class TufRepository:
             snapshot_meta=MetaFile(snapshot.version),
         )
         state.snapshot, state.timestamp = Metadata(snapshot), Metadata(timestamp)
-        state.snapshot.sign(self._signers["snapshot"])
-        state.timestamp.sign(self._signers["timestamp"])
+        state.snapshot.sign(self._signer(root, "snapshot"))
+        state.timestamp.sign(self._signer(root, "timestamp"))
         _verify(root, "snapshot", state.snapshot)
         _verify(root, "timestamp", state.timestamp)
         files = dict(extra)
@@ -270,8 +391,10 @@ class TufRepository:
         files[f"{snapshot.version}.snapshot.json"] = canonical.encode(state.snapshot.to_dict())
         files[f"{root.signed.version}.root.json"] = canonical.encode(root.to_dict())
         files["timestamp.json"] = canonical.encode(state.timestamp.to_dict())
-        for name, data in files.items():
-            path = self._folder / name
-            if not path.exists() or path.read_bytes() != data:
-                durable.replace_file(path, data, mode=0o644)
+        if together:
+            record = canonical.encode({name: data.decode() for name, data in files.items()})
+            durable.replace_file(self._folder / TOGETHER, record, mode=0o644)
+        self._write(files)
+        if together:
+            durable.remove(self._folder / TOGETHER)
         self._state = state

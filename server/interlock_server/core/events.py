@@ -40,7 +40,8 @@ def lost(upto: int, floor: int) -> tuple[int, int] | None:
 def _parse(kind: type[R], schema: str, payload: bytes, what: str) -> R:
     document = canonical.decode(payload, limit=DOCUMENT_MAX_BYTES, what=what)
     if document.get("schema", schema) != schema:
-        raise Invalid(f"{what}: schema {document.get('schema')!r}, {schema!r} is expected", code="unknown_schema")
+        said = f"{what}: schema {document.get('schema')!r}, {schema!r} is expected"
+        raise Invalid(said[:500], code="unknown_schema", field="schema")
     try:
         return validate(kind, document, what)
     except UnicodeEncodeError:  # half of a surrogate pair is no text

@@ -49,6 +49,7 @@ NEXT: dict[str, str | None] = {
     "quarantined": None,
     "rolled_back": "reverted",
     "unhealthy": None,
+    "revoked": None,
     "recovered": None,
     "state_lost": None,
     "refused": None,
@@ -62,6 +63,8 @@ REOPENS = ("reverted", "rolled_back")
 
 # The device has not switched: an abort takes the wish back.
 NOT_SWITCHED = ("offered", "accepted", "gating", "waiting", "superseded", "cancelled")
+# What becomes of it where a file's release stands in its place: nothing failed, and it is not what runs.
+STANDS_BACK = ("offered", "accepted", "waiting", "confirmed", "superseded")
 # No further event is needed for a result.
 SETTLED = ("confirmed", "rejected", "reverted", "failed", "cancelled", "superseded")
 
@@ -136,9 +139,14 @@ def _drifted(wish: Wish, confirmed: Told, report: Mapping[str, Any] | None) -> s
     return running if running not in {None, wish.version} else None
 
 
-def standing(wish: Wish, told: Iterable[Told], *, newer: bool, report: Mapping[str, Any] | None) -> Standing:
-    """Where the wish stands. `newer`: another wish for the same unit came after it; `report`: the device's newest."""
+def standing(
+    wish: Wish, told: Iterable[Told], *, newer: bool, report: Mapping[str, Any] | None, file: str | None = None
+) -> Standing:
+    """Where the wish stands. `newer`: another wish for the same unit came after it; `report`: the device's newest;
+    `file`: the version that a file brought, and for which this wish stands back."""
     course = _follow(wish, told)
+    if file is not None and not newer and course.state in STANDS_BACK:
+        return Standing("superseded", f"sideload {file}")
     if course.confirmed_at is not None and not newer:
         other = _drifted(wish, course.confirmed_at, report)
         if other is not None:
@@ -173,8 +181,9 @@ def counts(states: Iterable[str]) -> dict[str, int]:
     return {state: found[state] for state in STATES if found[state]}
 
 
-def rollout_state(aborted: bool, states: Iterable[str]) -> str:
-    """`aborted`, `active` while a device has no result, `finished` after."""
-    if aborted:
-        return "aborted"
+def rollout_state(ended: str, states: Iterable[str]) -> str:
+    """Why it goes no further (`aborted`; `withdrawn`, `revoked`: its release was), else `active` while a device has no
+    result, `finished` after."""
+    if ended:
+        return ended
     return "finished" if all(state in SETTLED for state in states) else "active"

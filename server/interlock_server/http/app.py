@@ -1,8 +1,7 @@
 """The API: every route in one table, every error's status in another, and what is done for each request.
 
-A request is answered in this order: which route, who asks (bearer token of a person or program, Basic credentials of a
-device), may they, then the handler. Mutual TLS takes the place of a device's password later: `_device` is all that
-changes then. Errors leave as `{"kind", "code", "message", "details"}`.
+A request is answered in this order: which route, who asks (bearer token of a person or program, client certificate of a
+device), may they, then the handler. Errors leave as `{"kind", "code", "message", "details"}`.
 """
 
 from __future__ import annotations
@@ -12,11 +11,22 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from aiohttp import BasicAuth, web
+from aiohttp import web
 from pydantic import BaseModel
 
 from interlock_server.core.access import Actor, require
-from interlock_server.http import blobs, devices, metrics, models, openapi, releases, rollouts, tokens, trust
+from interlock_server.http import (
+    blobs,
+    connections,
+    devices,
+    metrics,
+    models,
+    openapi,
+    releases,
+    rollouts,
+    tokens,
+    trust,
+)
 from interlock_server.http.request import ACTOR, SERVICES, Services, answer, services
 from interlock_shared import errors, topics
 
@@ -45,6 +55,7 @@ ROUTES = (
     Route("GET", topics.OPENAPI, openapi.get, NOBODY),
     Route("GET", topics.METRICS, metrics.metrics, "viewer"),
     Route("GET", topics.ONLINE_KEYS, trust.keys, "viewer"),
+    Route("POST", topics.ONLINE_KEYS, trust.rotate, "admin", models.RotateBody),
     Route("GET", topics.TRUST, trust.get_trust, "viewer"),
     Route("POST", topics.TRUST, trust.post_trust, "admin", models.TrustBody),
     Route("GET", topics.METADATA.replace("{name}", "{name:.+}"), trust.metadata, NOBODY),
@@ -56,18 +67,32 @@ ROUTES = (
     Route("GET", topics.RELEASE, releases.get, "viewer"),
     Route("GET", topics.MANIFEST, releases.manifest, DEVICE, person="viewer"),
     Route("POST", topics.PERMIT, releases.permit, "operator", models.PermitBody),
+    Route("GET", topics.PROPOSAL, releases.to_sign, "viewer"),
+    Route("DELETE", topics.PROPOSAL, releases.cancel, "publisher"),
+    Route("POST", topics.SIGNATURES, releases.sign, "publisher", models.MetadataBody),
+    Route("POST", topics.REVOKE, releases.revoke, "publisher", models.MetadataBody),
+    Route("POST", topics.WITHDRAW, releases.withdraw, "operator", models.ReasonBody),
+    Route("POST", topics.RESTORE, releases.restore, "operator"),
     Route("POST", topics.ROLLOUTS, rollouts.post, "operator", models.RolloutBody, 201),
     Route("GET", topics.ROLLOUTS, rollouts.index, "viewer", query=("limit",)),
     Route("GET", topics.ROLLOUT, rollouts.get, "viewer"),
     Route("POST", topics.ROLLOUT_ABORT, rollouts.abort, "operator"),
     Route("POST", topics.DEVICE_TOKENS, devices.invite, "operator", models.DeviceTokenBody, 201),
+    Route("GET", topics.DEVICE_TOKENS, devices.invitations, "viewer"),
+    Route("DELETE", topics.DEVICE_TOKENS, devices.uninvite, "operator", query=("id",)),
     Route("POST", topics.ENROL, devices.enrol, NOBODY, models.EnrolBody, 201),
     Route("GET", topics.DEVICES, devices.index, "viewer", query=("label",)),
     Route("GET", topics.DEVICE, devices.get, "viewer"),
     Route("GET", topics.DEVICE_HISTORY, devices.history, "viewer", query=("limit", "before")),
     Route("GET", topics.DEVICE_VERDICTS, devices.verdicts, "viewer", query=("limit",)),
     Route("GET", topics.DEVICE_VERDICT_PLOT, devices.verdict_plot, "viewer"),
+    Route("POST", topics.DEVICE_RECONCILE, devices.reconcile, "operator"),
+    Route("POST", topics.DEVICE_UNPIN, devices.unpin, "operator", models.UnpinBody),
     Route("GET", topics.DEVICE_DESIRED, devices.desired, DEVICE),
+    Route("POST", topics.DEVICE_CERTIFICATE, devices.renew, DEVICE, models.RenewBody, 201),
+    Route("POST", topics.DEVICE_APPROVE, devices.approve, "operator", models.DecideBody),
+    Route("POST", topics.DEVICE_REFUSE, devices.refuse, "operator", models.DecideBody),
+    Route("POST", topics.DEVICE_REVOKE, devices.revoke, "operator", models.RevokeBody),
     Route("GET", topics.EVENTS, devices.events, "viewer", query=("limit", "before", "device", "kind")),
     Route("POST", topics.API_TOKENS, tokens.post, "admin", models.TokenBody, 201),
     Route("GET", topics.API_TOKENS, tokens.index, "admin"),
@@ -102,7 +127,7 @@ def _refusal(error: errors.InterlockError, status: int | None = None) -> web.Res
     response = answer(errors.to_wire(error), status)
     if error.code == UNAUTHENTICATED:
         response.set_status(401)
-        response.headers["WWW-Authenticate"] = 'Bearer realm="interlock", Basic realm="interlock"'
+        response.headers["WWW-Authenticate"] = 'Bearer realm="interlock"'
     if isinstance(error, errors.Later):
         response.headers["Retry-After"] = RETRY_AFTER_S
     return response
@@ -140,24 +165,20 @@ async def _person(request: web.Request, token: str) -> Actor:
     return await services(request).tokens.bearer(token, request.remote or "")
 
 
-async def _device(request: web.Request, header: str) -> Actor:
-    try:
-        given = BasicAuth.decode(header, encoding="utf-8")
-    except ValueError:
-        raise errors.Forbidden("malformed credentials", code=UNAUTHENTICATED) from None
-    if not await services(request).tokens.is_device(given.login, given.password):
-        raise errors.Forbidden("unknown device or wrong password", code=UNAUTHENTICATED)
-    return Actor(given.login, DEVICE, request.remote or "")
+async def _device(request: web.Request, device: str, serial: str) -> Actor:
+    services(request).connections.note(device, request)
+    await services(request).identities.authenticate(device, serial)
+    return Actor(device, DEVICE, request.remote or "")
 
 
 async def _who(request: web.Request) -> Actor:
-    header = request.headers.get("Authorization", "")
-    scheme, _, rest = header.partition(" ")
+    scheme, _, rest = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and rest.strip():
         return await _person(request, rest.strip())
-    if scheme.lower() == "basic":
-        return await _device(request, header)
-    raise errors.Forbidden("credentials are needed", code=UNAUTHENTICATED)
+    known = connections.peer(request)
+    if known is not None:
+        return await _device(request, *known)
+    raise errors.Forbidden("a bearer token or a device's certificate is needed", code=UNAUTHENTICATED)
 
 
 @web.middleware

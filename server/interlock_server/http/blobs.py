@@ -63,7 +63,9 @@ async def _store(request: web.Request, receiver: Receiver) -> None:
 
 async def get(request: web.Request) -> web.StreamResponse:
     """Download a segment in its transport form"""
-    sha256 = _digest(request)
+    sha256, who = _digest(request), actor(request)
+    if who.role == "device":
+        await services(request).grants.segment(who.name, sha256)
     row, path = await services(request).catalogue.blob(sha256)
     headers = {
         "Content-Type": "application/octet-stream",

@@ -22,38 +22,76 @@ from interlock_shared.limits import DOCUMENT_MAX_BYTES
 
 
 async def invite(request: web.Request) -> web.Response:
-    """Make a one-time enrolment token"""
+    """Make an enrolment token, for one device or for a batch"""
     sent = await body(request, models.DeviceTokenBody, DOCUMENT_MAX_BYTES)
     known = services(request)
     trust = await known.catalogue.trust()
     if trust is None:
         raise Conflict("upload the trust metadata first: a device is told its digest", code="no_trust")
-    token, expires = await known.devices.invite(actor(request), sent.labels, sent.device, sent.hours)
+    made = await known.invitations.create(actor(request), sent.labels, sent.device, sent.hours, sent.uses)
     root, url = trust["root_sha256"], server_url(request)
-    command = f"interlock-agent enrol --server {url} --token {token} --root-sha256 {root}"
-    return answer({"token": token, "expires_at": expires, "root_sha256": root, "enrol": command}, 201)
+    command = f"interlock-agent enrol --server {url} --token {made['token']} --root-sha256 {root}"
+    return answer({**made, "root_sha256": root, "enrol": command}, 201)
+
+
+async def invitations(request: web.Request) -> web.Response:
+    """Enrolment tokens, without what is secret"""
+    return answer({"tokens": await services(request).invitations.listing()})
+
+
+async def uninvite(request: web.Request) -> web.Response:
+    """Take an enrolment token back"""
+    identity = request.query.get("id", "")
+    await services(request).invitations.revoke(actor(request), identity)
+    return answer({"revoked": identity})
 
 
 async def enrol(request: web.Request) -> web.Response:
-    """Use up an enrolment token"""
+    """Use an enrolment token; 202: the device waits for approval and asks again"""
     sent = await body(request, models.EnrolBody, 64 * 1024)
-    address = request.remote or ""
-    joined = await services(request).devices.enrol(sent.token, sent.key.model_dump(), sent.name, sent.agent, address)
-    document = {
-        "device": joined["device"],
-        "broker": broker_url(request),
-        "broker_username": joined["device"],
-        "broker_password": joined["password"],
-        "server": server_url(request),
-        "labels": joined["labels"],
-    }
-    services(request).changed([joined["device"]])
-    return answer(document, 201)
+    known = services(request)
+    joined = await known.identities.enrol(sent.token, sent.csr, sent.name, sent.agent, request.remote or "")
+    addresses = {"broker": broker_url(request), "server": server_url(request)}
+    if joined["status"] != "enrolled":
+        return answer({**joined, **addresses}, 202)
+    known.changed([joined["device"]])
+    return answer({**joined, **addresses}, 201)
+
+
+async def renew(request: web.Request) -> web.Response:
+    """A certificate for a fresh key of the device that asks"""
+    sent = await body(request, models.RenewBody, 64 * 1024)
+    device = _itself(request)
+    return answer(await services(request).identities.renew(device, sent.csr, request.remote or ""), 201)
+
+
+async def approve(request: web.Request) -> web.Response:
+    """Let a waiting device in"""
+    return await _decide(request, approved=True)
+
+
+async def refuse(request: web.Request) -> web.Response:
+    """Do not let a waiting device in"""
+    return await _decide(request, approved=False)
+
+
+async def _decide(request: web.Request, *, approved: bool) -> web.Response:
+    sent = await body(request, models.DecideBody, DOCUMENT_MAX_BYTES)
+    decide = services(request).identities.decide
+    return answer(await decide(actor(request), request.match_info["id"], sent.keyid, approved=approved))
+
+
+async def revoke(request: web.Request) -> web.Response:
+    """Cut a device off, at once and until it enrols anew"""
+    sent = await body(request, models.RevokeBody, DOCUMENT_MAX_BYTES)
+    return answer(await services(request).identities.revoke(actor(request), request.match_info["id"], sent.reason))
 
 
 async def index(request: web.Request) -> web.Response:
-    """Devices, by label"""
-    return answer({"devices": await services(request).devices.listing(labels(request))})
+    """Devices, by label, and those that wait for approval"""
+    known = services(request)
+    found = await known.devices.listing(labels(request))
+    return answer({"devices": found, "waiting": await known.identities.waiting()})
 
 
 async def get(request: web.Request) -> web.Response:
@@ -83,12 +121,31 @@ async def verdict_plot(request: web.Request) -> web.Response:
     return web.Response(text=plot.svg(document), content_type="image/svg+xml", charset="utf-8", headers=headers)
 
 
+async def reconcile(request: web.Request) -> web.Response:
+    """Go on from what a device reports, after the server was restored"""
+    device, known = request.match_info["id"], services(request)
+    counter = await known.devices.reconcile(actor(request), device, known.catalogue.keys()["director_epoch"])
+    known.changed([device])
+    return answer({"device": device, "counter": counter})
+
+
+async def unpin(request: web.Request) -> web.Response:
+    """Let what is wanted replace what a file brought"""
+    sent = await body(request, models.UnpinBody, DOCUMENT_MAX_BYTES)
+    return answer(await services(request).sideloads.unpin(actor(request), request.match_info["id"], sent.model))
+
+
 async def desired(request: web.Request) -> web.Response:
     """The newest desired document, for the device itself"""
-    device = request.match_info["id"]
-    if actor(request).name != device:
-        raise Forbidden(f"{actor(request).name} may not read what is for {device}", code="other_device")
-    return answer({"desired": await services(request).devices.desired(device)})
+    return answer({"desired": await services(request).devices.desired(_itself(request))})
+
+
+def _itself(request: web.Request) -> str:
+    """The device that the path names, which must be the one that asks. Raises Forbidden (`other_device`)."""
+    device, who = request.match_info["id"], actor(request)
+    if who.name != device or who.role != "device":
+        raise Forbidden(f"{who.name} may not do what is for {device} itself", code="other_device")
+    return device
 
 
 async def events(request: web.Request) -> web.Response:

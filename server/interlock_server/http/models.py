@@ -7,6 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from interlock_shared.base import Finite, Name, Sha256, Version
+from interlock_shared.classes import SELECTORS_MAX
+from interlock_shared.documents import Selector
+from interlock_shared.limits import PERMIT_MAX_S
+from interlock_shared.revocation import Reason
 
 LabelValue = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Labels = Annotated[dict[Name, LabelValue], Field(max_length=64)]
@@ -20,12 +24,21 @@ class Body(BaseModel):
 
 
 class TrustBody(Body):
-    """TUF root and targets metadata, metadata of new delegated roles, and the target `director.json`."""
+    """TUF root and targets metadata, metadata of new delegated roles, and the target `director.json`. `chain`: roots
+    between the server's and `root`, oldest first.
+    """
 
+    chain: list[Json] = Field(default_factory=list, max_length=256)
     root: Json
     targets: Json
     delegated: dict[str, Json] = Field(default_factory=dict, max_length=1024)
     director: Json
+
+
+class RotateBody(Body):
+    """Which online keys are to be replaced."""
+
+    roles: list[Literal["snapshot", "timestamp", "director"]] = Field(min_length=1, max_length=3)
 
 
 class MissingBody(Body):
@@ -41,35 +54,67 @@ class ReleaseBody(Body):
     metadata: Json
 
 
-class PermitBody(Body):
-    """`devices` null: any device of this fleet."""
+class MetadataBody(Body):
+    """A release role's next metadata: one more signature of what is pending, or what revokes a release."""
 
-    devices: list[Name] | None = Field(default=None, max_length=1000)
-    days: int = Field(default=30, ge=1, le=3660)
+    metadata: Json
+
+
+class ReasonBody(Body):
+    """Why."""
+
+    reason: Reason
+
+
+class PermitBody(Body):
+    """Ids of devices, classes of devices; both null: any device of this fleet."""
+
+    devices: list[Name] | None = Field(default=None, min_length=1, max_length=1000)
+    classes: list[Selector] | None = Field(default=None, min_length=1, max_length=SELECTORS_MAX)
+    valid_for_s: int = Field(default=30 * 86_400, gt=0, le=PERMIT_MAX_S)
+
+
+class UnpinBody(Body):
+    """A model on the device."""
+
+    model: Name
 
 
 class DeviceTokenBody(Body):
-    """Labels that the device will have, and its id where it is decided already."""
+    """Labels that the device will have, and its id where it is decided already. `uses` above 1 is for imaging a batch:
+    each of its devices waits for approval."""
 
     labels: Labels = Field(default_factory=dict)
     device: Name | None = None
     hours: Finite = Field(default=24.0, gt=0, le=24 * 366)
-
-
-class KeyBody(Body):
-    """A public key in securesystemslib's form."""
-
-    keyid: str = Field(min_length=1, max_length=128)
-    key: Json
+    uses: int = Field(default=1, ge=1, le=10_000)
 
 
 class EnrolBody(Body):
-    """The token authenticates; the private part of the key never leaves the device."""
+    """The token authenticates; the signing request (PEM) proves the key, whose private part never leaves the device."""
 
     token: str = Field(min_length=1, max_length=128)
-    key: KeyBody
+    csr: str = Field(min_length=1, max_length=16_384)
     name: Name | None = None
     agent: str = Field(default="", max_length=64)
+
+
+class RenewBody(Body):
+    """A signing request (PEM) of a fresh key."""
+
+    csr: str = Field(min_length=1, max_length=16_384)
+
+
+class DecideBody(Body):
+    """The key id, or its beginning, where several devices wait under one id."""
+
+    keyid: str | None = Field(default=None, min_length=1, max_length=128)
+
+
+class RevokeBody(Body):
+    """Why, for the audit log."""
+
+    reason: str = Field(min_length=1, max_length=500)
 
 
 class ToBody(Body):

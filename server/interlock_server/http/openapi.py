@@ -101,7 +101,7 @@ def document(routes: Iterable[Described], version: str) -> dict[str, Any]:
             "schemas": {**schemas["$defs"], "Error": ERROR},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
-                "device": {"type": "http", "scheme": "basic", "description": "device id and broker password"},
+                "device": {"type": "mutualTLS", "description": "the device's client certificate"},
             },
         },
     }

@@ -12,9 +12,16 @@ from pydantic import BaseModel, ValidationError
 from interlock_server.catalogue import Catalogue
 from interlock_server.core.access import Actor
 from interlock_server.devices import Devices
+from interlock_server.grants import Grants
+from interlock_server.http.connections import Connections
+from interlock_server.identities import Identities
+from interlock_server.invitations import Invitations
 from interlock_server.ports import Changed
+from interlock_server.publishing import Publishing
 from interlock_server.rollouts import Rollouts
+from interlock_server.sideloads import Sideloads
 from interlock_server.tokens import Tokens
+from interlock_server.withdrawals import Withdrawals
 from interlock_shared import canonical
 from interlock_shared.base import describe
 from interlock_shared.errors import Invalid
@@ -24,17 +31,33 @@ LIMIT_MAX = 1000  # rows in one answer
 ACTOR: web.RequestKey[Actor] = web.RequestKey("actor", Actor)
 
 
+@dataclass
+class Own:
+    """What is known of this server only once it listens: the URL of its TLS listener."""
+
+    url: str = ""
+
+
 @dataclass(frozen=True)
 class Services:
     """Everything behind the API. `figures`: device messages by what became of them."""
 
     catalogue: Catalogue
+    publishing: Publishing
+    withdrawals: Withdrawals
     devices: Devices
+    identities: Identities
+    invitations: Invitations
+    grants: Grants
+    connections: Connections
     rollouts: Rollouts
+    sideloads: Sideloads
     tokens: Tokens
     changed: Changed
     figures: Callable[[], dict[str, int]]
     version: str
+    tls_ca: str  # PEM of what the server's own certificate is signed by
+    own: Own
     public_url: str | None
     broker_url: str | None  # of an external broker
     broker_port: int  # of the embedded one
@@ -55,12 +78,12 @@ def actor(request: web.Request) -> Actor:
 
 async def body(request: web.Request, kind: type[M], limit: int) -> M:
     """The request's JSON as a model: size and depth capped. Raises Invalid."""
-    data = b""
+    data = bytearray()  # grows in place: a large upload is not copied once a part
     async for part in request.content.iter_chunked(64 * 1024):
         data += part
         if len(data) > limit:
             raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(data))
-    document = canonical.decode(data, limit=limit, what="body")
+    document = canonical.decode(bytes(data), limit=limit, what="body")
     try:
         return kind.model_validate_json(canonical.encode(document))
     except ValidationError as bad:
@@ -101,8 +124,9 @@ def labels(request: web.Request) -> dict[str, str]:
 
 
 def server_url(request: web.Request) -> str:
-    """This server's URL, as whoever asks reaches it."""
-    return services(request).public_url or f"{request.scheme}://{request.host}"
+    """This server's URL for devices, as whoever asks reaches it; never the plain listener's."""
+    known = services(request)
+    return known.public_url or (f"https://{request.host}" if request.secure else known.own.url)
 
 
 def broker_url(request: web.Request) -> str:
@@ -112,7 +136,7 @@ def broker_url(request: web.Request) -> str:
         return known.broker_url
     host = server_url(request).partition("://")[2].partition("/")[0]
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    return f"mqtt://{name}:{known.broker_port}"
+    return f"mqtts://{name}:{known.broker_port}"
 
 
 def answer(document: Any, status: int = 200) -> web.Response:

@@ -7,10 +7,12 @@ by their content.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import os
 import random
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from interlock_shared import __version__, errors, topics
-from interlock_shared.errors import Forbidden, InterlockError, Invalid, NotFound, Unreachable
+from interlock_shared.errors import Forbidden, InterlockError, Invalid, NotFound, Unreachable, Untrusted
 from interlock_shared.limits import BACKOFF_FIRST_S, METADATA_MAX_BYTES, MIB, SEGMENT_MAX_BYTES
 from interlock_shared.segments import Transport
 
@@ -28,6 +30,29 @@ CONNECT_S = 10.0
 SILENCE_S = 60.0  # without a byte: the connection is dead
 
 T = TypeVar("T")
+
+
+def _context(ca: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cadata=ca)
+    except ssl.SSLError:
+        raise Invalid("ca: not a certificate (PEM)", field="--ca", code="bad_ca") from None
+
+
+async def authority(server: str, sha256: str) -> str:
+    """The certificate (PEM) of the server's TLS authority, asked of the server itself: it is believed by its SHA-256
+    alone, so nothing is sent but the question. Raises Untrusted (`ca_mismatch`), Unreachable.
+    """
+    async with Api(server, verify=False) as api:
+        told = str((await api.get(topics.STATUS)).get("tls_ca"))
+    try:
+        der = ssl.PEM_cert_to_DER_cert(told[: told.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)])
+    except ValueError:
+        raise Untrusted(f"{server}: it names no TLS authority", code="ca_mismatch") from None
+    found = hashlib.sha256(der).hexdigest()
+    if found != sha256.lower().replace(":", ""):
+        raise Untrusted(f"{server}: its authority is {found}, {sha256} was expected", code="ca_mismatch")
+    return ssl.DER_cert_to_PEM_cert(der)  # that one alone, whatever else was sent behind it
 
 
 def path(route: str, **parts: str) -> str:
@@ -47,14 +72,24 @@ def _cause(error: OSError) -> str:
 
 
 class Api:
-    """A server and its token. An async context manager. Every method raises InterlockError."""
+    """A server, a token, and the authority (PEM) of the server's certificate; without one the system's count.
+
+    `verify` false: whoever answers is asked. An async context manager. Every method raises InterlockError.
+    """
 
     def __init__(
-        self, server: str, token: str | None = None, *, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        server: str,
+        token: str | None = None,
+        ca: str | None = None,
+        *,
+        verify: bool = True,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ):
         if not server.startswith(("http://", "https://")):
             raise Invalid(f"server: {server!r} is no http:// or https:// address", field="server")
         self.server, self._token, self._pause = server.rstrip("/"), token, pause
+        self._ssl: ssl.SSLContext | bool = _context(ca) if ca else verify
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Api:
@@ -64,7 +99,10 @@ class Api:
                 raise Invalid("token: it holds characters that no token has", field="token")
             headers["Authorization"] = f"Bearer {self._token}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
-        self._session = aiohttp.ClientSession(headers=headers, timeout=timeout, auto_decompress=False)
+        connector = aiohttp.TCPConnector(ssl=self._ssl)
+        self._session = aiohttp.ClientSession(
+            headers=headers, timeout=timeout, auto_decompress=False, connector=connector
+        )
         return self
 
     async def __aexit__(
@@ -97,6 +135,13 @@ class Api:
             raise Invalid(f"server: {bad} is no address", field="server") from None
         except TimeoutError:
             raise Unreachable(f"{self.server}: no answer in time") from None
+        except aiohttp.ClientConnectorCertificateError as bad:
+            why = getattr(bad.certificate_error, "verify_message", "") or str(bad.certificate_error)
+            raise Untrusted(
+                f"{self.server}: its certificate does not hold ({why}); once: interlock login --server {self.server} "
+                "--ca-sha256 …, as the server's first start prints it",
+                code="unknown_server",
+            ) from None
         except aiohttp.ClientConnectorError as bad:
             raise Unreachable(f"no server answers at {self.server}: {_cause(bad.os_error)}") from None
         except (aiohttp.ClientError, OSError) as bad:
@@ -127,6 +172,10 @@ class Api:
 
         data = await (self._again(once) if safe else once())
         return _document(data)
+
+    async def delete(self, route: str) -> dict[str, Any]:
+        """Take something back; asking twice changes nothing."""
+        return _document((await self._ask("DELETE", route, ANSWER_MAX_BYTES))[1])
 
     async def put_segment(self, one: Transport) -> None:
         """Upload a segment in its transport form."""

@@ -20,18 +20,19 @@ from interlock_shared.segments import Transport
 
 
 async def head(
-    api: Api, model: str, version: str, devices: list[str] | None, days: int, root: bytes | None = None
+    api: Api, model: str, version: str, meant: dict[str, Any], now: datetime, root: bytes | None = None
 ) -> Head:
-    """Everything of the file but segments, verified against `root` where this side has one. Raises InterlockError."""
+    """Everything of the file but segments, verified against `root` where this side has one. `meant`: devices, classes
+    and time of the permit, as the server takes them. Raises InterlockError."""
     release = {"model": model, "version": version}
     data = await api.get_bytes(path(topics.MANIFEST, **release), MANIFEST_MAX_BYTES)
     parsed = manifest.parse(data)
     files = await metadata.collect(api.metadata, model)
     director = await api.metadata("target/" + topics.DIRECTOR_TARGET)
-    answer = await api.post(path(topics.PERMIT, **release), {"devices": devices, "days": days})
+    answer = await api.post(path(topics.PERMIT, **release), meant)
     permit = canonical.encode(answer.get("permit"))
     made = Head(data, parsed, files, director, permit)
-    await asyncio.to_thread(check_trust, made, root or files.get("1.root.json", b""))
+    await asyncio.to_thread(check_trust, made, root or files.get("1.root.json", b""), now)
     return made
 
 
@@ -63,10 +64,11 @@ class Checked:
     permit: Permit | None = None
 
 
-def check_trust(head: Head, root: bytes, now: datetime | None = None) -> Permit:
-    """The chain from `root` to the manifest, and the permit. Raises Untrusted, Invalid, Incompatible."""
+def check_trust(head: Head, root: bytes, now: datetime) -> Permit:
+    """The chain from `root` to the manifest, and the permit, as a device judges them: the permit's time stands in for
+    that of timestamp and snapshot. Raises Untrusted, Invalid, Incompatible."""
     name = topics.target_name(head.manifest.model, head.manifest.version)
-    chain = metadata.verify(root, head.metadata, head.manifest.model, [name])
+    chain = metadata.verify(root, head.metadata, head.manifest.model, [name], file_at=now)
     if name not in chain.targets:
         raise Untrusted(f"{head.manifest.release}: its release role has not signed it", code="not_released")
     if not chain.matches(name, head.data):
@@ -74,14 +76,19 @@ def check_trust(head: Head, root: bytes, now: datetime | None = None) -> Permit:
     director = metadata.director(head.director, chain)
     if head.permit is None:
         raise Untrusted("the bundle carries no permit", code="no_permit")
-    permit = trust.open_envelope(
-        head.permit, trust.PERMIT_TYPE, PERMIT_SCHEMA, Permit, trust.load_keys(director.keys), "permit"
-    )
+    try:
+        keys = trust.load_keys(dict(director.keys) | metadata.sideload_keys(chain.root))
+        permit = trust.open_envelope(head.permit, trust.PERMIT_TYPE, PERMIT_SCHEMA, Permit, keys, "permit")
+    except Untrusted as bad:
+        if bad.code != "bad_signature":
+            raise
+        message = "permit: neither the director nor a sideload key that the root names has signed it"
+        raise Untrusted(message, code="bad_signature") from None
     wanted = (head.manifest.model, head.manifest.version, canonical.sha256(head.data))
     if (permit.model, permit.version, permit.manifest_sha256) != wanted:
         raise Untrusted(f"permit: is for {permit.model} {permit.version}", code="permit_for_other_release")
-    if now is not None and permit.expires_at <= now.strftime("%Y-%m-%dT%H:%M:%SZ"):
-        raise Untrusted(f"permit: expired at {permit.expires_at}", code="expired")
+    if permit.expires_at <= now.strftime("%Y-%m-%dT%H:%M:%SZ"):
+        raise Untrusted(f"permit: expired on {permit.expires_at}", code="expired")
     return permit
 
 

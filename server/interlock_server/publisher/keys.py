@@ -1,36 +1,40 @@
-"""A development key set: root, targets and one release key a model, each a PEM file that only its owner reads.
+"""The keys that one person or one machine holds: a folder with `keys.toml`, which says by role what key is where.
 
-Rules of the file: a key is never overwritten, printed or sent; what leaves is public parts and signatures. Threshold is
-one; ceremonies with several holders and hardware come through securesystemslib's signers, not through these files.
+Rules of the file: a private key is never overwritten, printed or sent; what leaves is public parts and signatures. The
+public parts stand in `keys.toml`, so that looking needs no passphrase.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import tomllib
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from pydantic import TypeAdapter, ValidationError
-from securesystemslib.signer import CryptoSigner, Key
-from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from securesystemslib.signer import Key, Signer, SSlibKey
 
-from interlock_server.publisher import metadata as chains
-from interlock_shared import canonical, durable, topics
+from interlock_server.publisher import signers
+from interlock_server.publisher.passphrases import Passphrases
+from interlock_shared import canonical, durable
 from interlock_shared.base import Name
-from interlock_shared.documents import Director
 from interlock_shared.errors import Conflict, Forbidden, Invalid, NotFound
-from interlock_shared.trust import load_keys
+from interlock_shared.topics import KEY_HOLDER
 
 EXPIRY = timedelta(days=365)  # of what is signed offline: root, targets, release roles
 ROOT_FILE = "root.json"
+KEYS_FILE = "keys.toml"
 PENDING_FILE = "upload.json"  # made and not yet taken by a server
+OFFLINE_ROLES = ("root", "targets")  # and one release role a model
+SIDELOAD = "sideload"  # no role of TUF: keys that root lets sign permits
+
+HOLDER = KEY_HOLDER  # the field of a public key that says who has the private part
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 
 def expires(now: datetime) -> datetime:
@@ -49,52 +53,129 @@ def check_model(model: str) -> str:
     return checked
 
 
+def check_role(role: str) -> str:
+    """What a key is for: `root`, `targets`, `release-MODEL`, `sideload`. Raises Invalid (`bad_role`)."""
+    if role not in (*OFFLINE_ROLES, SIDELOAD):
+        if not role.startswith("release-"):
+            raise Invalid(f"{role!r} is no role: one of root, targets, release-MODEL, sideload is", code="bad_role")
+        check_model(role.removeprefix("release-"))
+    return role
+
+
+class Held(BaseModel):
+    """One key of `keys.toml`: whose role it is for, where the private part is, and the public part."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    role: Name
+    uri: Text
+    keyid: Text
+    keytype: Text
+    scheme: Text
+    public: Text
+    holder: Annotated[str, StringConstraints(max_length=128)] = ""
+
+    @property
+    def key(self) -> SSlibKey:
+        """The public part."""
+        more = {HOLDER: self.holder} if self.holder else {}
+        return SSlibKey(self.keyid, self.keytype, self.scheme, {"public": self.public}, more)
+
+    @classmethod
+    def of(cls, role: str, uri: str, key: Key, holder: str) -> Held:
+        """An entry for a key."""
+        public = str(key.keyval["public"])
+        facts = {"role": role, "uri": uri, "keyid": key.keyid, "keytype": key.keytype, "scheme": key.scheme}
+        return cls(**facts, public=public, holder=holder)
+
+
+def holder_of(key: Key) -> str:
+    """Who holds a key, by its own word, on one line; else the beginning of its id."""
+    named = str(key.unrecognized_fields.get(HOLDER) or "")
+    return " ".join(named.split())[:64] or key.keyid[:12]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    schema_: Literal["interlock.keys/1"] = Field(alias="schema", default="interlock.keys/1")
+    keys: list[Held] = Field(default_factory=list, max_length=1000)
+
+    def text(self) -> str:
+        lines = ["# Which key is for which role, and where it is. Public; the private parts are behind the URIs."]
+        lines += [f"schema = {json.dumps(self.schema_)}", ""]
+        for one in self.keys:
+            lines += ["[[keys]]", *(f"{name} = {json.dumps(value)}" for name, value in one.model_dump().items()), ""]
+        return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class KeyFolder:
-    """`DIR/ROLE.pem`, and `DIR/root.json`: the root that this side trusts."""
+    """`DIR/keys.toml`, the files it names, and `DIR/root.json`: the root that this side trusts."""
 
     path: Path
+    secrets: Passphrases = field(default_factory=lambda: Passphrases(none=True))
 
-    def _pem(self, role: str) -> Path:
-        return self.path / f"{role}.pem"
-
-    def signer(self, role: str) -> CryptoSigner:
-        """The signer of a role. Raises NotFound (`no_key`), Forbidden (`key_readable_by_others`), Invalid."""
-        path = self._pem(role)
+    def held(self) -> list[Held]:
+        """All keys, in the order in which they came. Raises Invalid (`bad_keys_file`), Forbidden."""
+        path = self.path / KEYS_FILE
         try:
-            mode = path.stat().st_mode
-            if stat.S_IMODE(mode) & 0o077:
-                raise Forbidden(f"{path}: others can read this key: chmod 600 it", code="key_readable_by_others")
-            private = load_pem_private_key(path.read_bytes(), None)
+            return _File.model_validate(tomllib.loads(path.read_text())).keys
         except FileNotFoundError:
-            raise NotFound(
-                f"there is no key {path}; `interlock keys init` or `keys add-model` makes it", code="no_key", role=role
-            ) from None
+            return []
         except OSError as bad:
-            raise Forbidden(f"{path}: {bad.strerror}", code="no_key", role=role) from None
-        except (ValueError, TypeError):
-            raise Invalid(f"{path}: not a private key", code="bad_key", role=role) from None
-        if not isinstance(private, Ed25519PrivateKey):
-            raise Invalid(f"{path}: not an Ed25519 key", code="bad_key", role=role)
-        return CryptoSigner(private)
+            raise Forbidden(f"{path}: {bad.strerror}", code="no_key") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as bad:
+            raise Invalid(f"{path}: {bad}", code="bad_keys_file") from None
+        except ValidationError as bad:
+            problem = bad.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise Invalid(f"{path}: {where}: {problem['msg']}", code="bad_keys_file") from None
 
-    def create(self, role: str) -> CryptoSigner:
-        """A new key in its file. Raises Conflict (`key_exists`), Forbidden."""
-        signer = CryptoSigner.generate_ed25519()
+    def signers(self, keyids: Collection[str]) -> list[Signer]:
+        """The signers that are here of these keys, opened. Raises what `signers.load` does."""
+        wanted = {one.keyid: one for one in self.held() if one.keyid in keyids}
+        place = signers.Place(self.path, self.secrets)
+        return [signers.load(one.uri, one.key, place) for one in wanted.values()]
+
+    def signer(self, role: str, counting: Collection[str] = ()) -> Signer:
+        """The newest signer of a role, rather one whose key id is among `counting`: a key that was made for a rotation
+        counts only later. Raises NotFound (`no_key`), and what `signers.load` does.
+        """
+        found = sorted((one for one in self.held() if one.role == role), key=lambda one: one.keyid in counting)
+        if not found:
+            raise NotFound(
+                f"there is no key for {role} in {self.path}; `interlock keys generate {role}` makes one",
+                code="no_key",
+                role=role,
+            )
+        return signers.load(found[-1].uri, found[-1].key, signers.Place(self.path, self.secrets))
+
+    def create(self, role: str, holder: str = "") -> SSlibKey:
+        """A new key of a role, in a file of its own. Raises Conflict (`key_exists`), Forbidden, Invalid."""
+        check_role(role)
         self._prepare()
-        path = self._pem(role)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        except FileExistsError:
-            raise Conflict(f"{path} is there already; a key is never overwritten", code="key_exists") from None
-        except OSError as bad:
-            raise Forbidden(f"{path}: {bad.strerror}", code="cannot_write") from None
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(signer.private_bytes)
-            out.flush()
-            os.fsync(out.fileno())
-        durable.fsync_folder(self.path)
-        return signer
+        taken = {one.uri for one in self.held()}
+        number = 1
+        while f"file:{(name := f'{role}.pem' if number == 1 else f'{role}-{number}.pem')}" in taken:
+            number += 1
+        made = signers.create(self.path / name, self.secrets).public_key
+        return self._add(Held.of(role, f"file:{name}", made, holder))
+
+    def adopt(self, role: str, uri: str, holder: str = "") -> SSlibKey:
+        """A key that is there already: in a token, a cloud, a file. Raises Conflict (`key_exists`), and what
+        `signers.public_of` does.
+        """
+        check_role(role)
+        self._prepare()
+        full, key = signers.public_of(uri, signers.Place(self.path, self.secrets))
+        if any(one.role == role and one.keyid == key.keyid for one in self.held()):
+            raise Conflict(f"{self.path / KEYS_FILE} has this key for {role} already", code="key_exists")
+        return self._add(Held.of(role, full, key, holder))
+
+    def _add(self, one: Held) -> SSlibKey:
+        self.write(KEYS_FILE, _File(keys=[*self.held(), one]).text().encode())
+        return one.key
 
     def _prepare(self) -> None:
         try:
@@ -105,9 +186,9 @@ class KeyFolder:
     def refuse_existing(self) -> None:
         """Raises Conflict (`key_exists`) when a set is there already."""
         found = sorted(path.name for path in self.path.glob("*.pem")) if self.path.is_dir() else []
-        if found or (self.path / ROOT_FILE).exists():
+        if found or any((self.path / name).exists() for name in (ROOT_FILE, KEYS_FILE)):
             raise Conflict(
-                f"{self.path} holds keys already ({', '.join(found) or ROOT_FILE}); they are never overwritten; "
+                f"{self.path} holds keys already ({', '.join(found) or KEYS_FILE}); they are never overwritten; "
                 "one more model: interlock keys add-model NAME",
                 code="key_exists",
             )
@@ -118,7 +199,9 @@ class KeyFolder:
             return (self.path / ROOT_FILE).read_bytes()
         except OSError:
             raise NotFound(
-                f"there is no {self.path / ROOT_FILE}; `interlock keys init` makes a key set", code="no_root"
+                f"there is no {self.path / ROOT_FILE}; `interlock keys init` makes a key set, `interlock root pin` "
+                "takes over the root of a fleet that is there",
+                code="no_root",
             ) from None
 
     def write(self, name: str, data: bytes) -> None:
@@ -137,113 +220,12 @@ class KeyFolder:
         durable.remove(self.path / PENDING_FILE)
 
     def public(self) -> list[dict[str, Any]]:
-        """Public parts of all keys: role, key id, key. Raises NotFound, Invalid, Forbidden."""
+        """Public parts of all keys: role, uri, key id, key. Raises NotFound, Invalid, Forbidden."""
         if not self.path.is_dir():
             raise NotFound(f"there is no folder {self.path}", code="no_key")
-        roles = sorted(path.stem for path in self.path.glob("*.pem"))
-        keys = [(role, self.signer(role).public_key) for role in roles]
-        return [{"role": role, "keyid": key.keyid, "key": key.to_dict()} for role, key in keys]
-
-
-def _online(document: Mapping[str, Any]) -> dict[str, Key]:
-    """The server's online keys by role. Raises Invalid."""
-    keys = {}
-    for role in ("snapshot", "timestamp", "director"):
-        entry = document.get(role)
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("key"), Mapping):
-            raise Invalid(f"server: its {role} key is missing", code="bad_answer", field=role)
-        keys[role] = load_keys({str(entry.get("keyid")): entry["key"]})[0]
-    return keys
-
-
-def first_trust(folder: KeyFolder, online: Mapping[str, Any], models: list[str], now: datetime) -> dict[str, Any]:
-    """Make all keys, sign root, targets and the empty release roles: what is posted to the server.
-
-    It is also kept in the folder until a server has taken it. Raises Conflict, Invalid.
-    """
-    folder.refuse_existing()
-    names = [check_model(model) for model in dict.fromkeys(models)]
-    public = _online(online)
-    epoch = online.get("director_epoch", 1)
-    director = Director(epoch=int(epoch), keys={public["director"].keyid: public["director"].to_dict()})
-    signers = {role: folder.create(role) for role in ["root", "targets", *map(topics.release_role, names)]}
-    root = Root(expires=expires(now), consistent_snapshot=True)
-    for role, key in {
-        "root": signers["root"].public_key,
-        "targets": signers["targets"].public_key,
-        "snapshot": public["snapshot"],
-        "timestamp": public["timestamp"],
-    }.items():
-        root.add_key(key, role)
-    document = director.model_dump(mode="json", by_alias=True)
-    data = canonical.encode(document)
-    targets = Targets(expires=expires(now), delegations=Delegations({}, {}))
-    targets.targets[topics.DIRECTOR_TARGET] = TargetFile.from_data(topics.DIRECTOR_TARGET, data, ["sha256"])
-    for name in names:
-        delegate(targets, name, signers[topics.release_role(name)].public_key)
-    signed_root = _signed(root, signers["root"])
-    upload = {
-        "root": signed_root,
-        "targets": _signed(targets, signers["targets"]),
-        "delegated": {role: empty_role(signers[role], now) for role in map(topics.release_role, names)},
-        "director": document,
-    }
-    folder.write(PENDING_FILE, canonical.encode(upload))
-    folder.write(ROOT_FILE, canonical.encode(signed_root))
-    return upload
-
-
-def _signed(content: Root | Targets, signer: CryptoSigner) -> dict[str, Any]:
-    envelope: Metadata[Any] = Metadata(content)
-    envelope.sign(signer)
-    return envelope.to_dict()
-
-
-def empty_role(signer: CryptoSigner, now: datetime) -> dict[str, Any]:
-    """Version 1 of a release role: no release yet."""
-    return _signed(Targets(expires=expires(now)), signer)
-
-
-def delegate(targets: Targets, model: str, key: Key) -> None:
-    """Let one key release one model. Raises Conflict (`model_exists`)."""
-    name = topics.release_role(model)
-    delegations = targets.delegations
-    if delegations is None or delegations.roles is None:
-        raise Invalid("targets: it delegates in another way than by roles", code="bad_metadata", field="targets")
-    if name in delegations.roles:
-        raise Conflict(f"{model}: a key may release it already", code="model_exists")
-    delegations.roles[name] = DelegatedRole(name, [], 1, terminating=True, paths=[f"{model}/*/manifest.json"])
-    targets.add_key(key, name)
-
-
-def with_model(
-    folder: KeyFolder, files: Mapping[str, bytes], director: bytes, model: str, now: datetime
-) -> dict[str, Any]:
-    """Targets' next version, delegating one more model: what is posted. `files`: the server's, as `collect` gave them.
-
-    The release key is made unless an earlier try, which the server did not take, has left one.
-    """
-    check_model(model)
-    latest = max((name for name in files if name.endswith(".root.json")), key=lambda name: int(name.split(".")[0]))
-    name = next(name for name in files if name.endswith(".targets.json"))
-    targets = Metadata[Any].from_bytes(files[name])
-    signer, role = folder.signer("targets"), topics.release_role(model)
-    roles = targets.signed.delegations.roles if targets.signed.delegations else {}
-    if role in (roles or {}):
-        raise Conflict(f"{model}: a key may release it already", code="model_exists")
-    try:
-        own = folder.signer(role)
-    except NotFound:
-        own = folder.create(role)
-    delegate(targets.signed, model, own.public_key)
-    targets.signed.version += 1
-    targets.signed.expires = expires(now)
-    return {
-        "root": chains.read_root(files[latest], latest).to_dict(),
-        "targets": _signed(targets.signed, signer),
-        "delegated": {role: empty_role(own, now)},
-        "director": canonical.decode(director, limit=2**20, what="director"),
-    }
+        for one in self.held():
+            signers.check_private(one.uri, signers.Place(self.path, self.secrets))
+        return [{"role": one.role, "uri": one.uri, "keyid": one.keyid, "key": one.key.to_dict()} for one in self.held()]
 
 
 def utc_now() -> datetime:

@@ -10,6 +10,7 @@ import contextlib
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -22,7 +23,7 @@ from interlock_shared.base import check_speakable, validate
 from interlock_shared.documents import DIRECTOR_SCHEMA, Director
 from interlock_shared.errors import Invalid, NotFound, Untrusted
 from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES
-from interlock_shared.topics import DIRECTOR_TARGET, release_role
+from interlock_shared.topics import DIRECTOR_TARGET, ROOT_EXTENSION, ROOT_SIDELOAD, release_role
 
 ROOTS_MAX = 256  # rotations that are followed; python-tuf's own default
 URL = "memory:///"
@@ -57,6 +58,14 @@ class Chain:
     files: dict[str, bytes]
     role: Metadata[Any]
     targets: dict[str, TargetFile]
+    root: bytes = b""  # the newest one that vouches
+
+    def may_sign(self, role: str) -> frozenset[str]:
+        """The key ids that count for a role that targets delegates to."""
+        data = next(data for name, data in self.files.items() if name.endswith(".targets.json"))
+        delegations = Metadata[Any].from_bytes(data).signed.delegations
+        known = (delegations.roles or {}).get(role) if delegations else None
+        return frozenset(known.keyids) if known else frozenset()
 
     def matches(self, name: str, data: bytes) -> bool:
         """Whether `data` is exactly the target of that name."""
@@ -116,8 +125,13 @@ async def _need(get: Get, name: str) -> bytes:
     return data
 
 
-def verify(root: bytes, files: Mapping[str, bytes], model: str, targets: list[str]) -> Chain:
+def verify(
+    root: bytes, files: Mapping[str, bytes], model: str, targets: list[str], *, file_at: datetime | None = None
+) -> Chain:
     """TUF's client workflow from `root` on, then each of `targets` (one that is not there is left out). Blocks.
+
+    `file_at`: it is a file that is judged at that time. What is signed offline must hold then; timestamp and snapshot
+    are checked for signature and version alone, since the permit says how long a file is good for.
 
     Raises Untrusted (`bad_signature`, `expired`, `incomplete_metadata`), Invalid on a root that is none.
     """
@@ -130,6 +144,8 @@ def verify(root: bytes, files: Mapping[str, bytes], model: str, targets: list[st
     )
     with tempfile.TemporaryDirectory(prefix="interlock-") as folder, _translated():
         updater = Updater(folder, URL, fetcher=_Memory(files), config=config, bootstrap=root)
+        if file_at is not None:  # there is no parameter for it; nothing has expired at the beginning of time
+            updater._trusted_set.reference_time = datetime.fromtimestamp(0, UTC)  # noqa: SLF001
         updater.refresh()
         found = {name: updater.get_targetinfo(name) for name in [DIRECTOR_TARGET, *targets]}
         # A name that no release has: python-tuf loads and verifies the role on the way to its answer.
@@ -140,7 +156,25 @@ def verify(root: bytes, files: Mapping[str, bytes], model: str, targets: list[st
                 role = Metadata[Any].from_bytes(file.read())
         except FileNotFoundError:
             raise Untrusted(f"metadata: no key may release {model!r}", code="unknown_model") from None
-    return Chain(dict(files), role, {name: one for name, one in found.items() if one is not None})
+        newest = _read(folder, "root")
+        if file_at is not None:
+            for name in ("root", "targets", release_role(model)):
+                signed = Metadata[Any].from_bytes(_read(folder, name)).signed
+                if signed.is_expired(file_at):
+                    raise Untrusted(f"metadata: {name} expired on {signed.expires:%Y-%m-%dT%H:%M:%SZ}", code="expired")
+    return Chain(dict(files), role, {name: one for name, one in found.items() if one is not None}, newest)
+
+
+def _read(folder: str, role: str) -> bytes:
+    with open(f"{folder}/{role}.json", "rb") as file:
+        return file.read()
+
+
+def sideload_keys(root: bytes) -> dict[str, Any]:
+    """The keys beside the director's that a verified root lets sign permits: `x-interlock.sideload`."""
+    extension = read_root(root, "root").signed.unrecognized_fields.get(ROOT_EXTENSION)
+    found = extension.get(ROOT_SIDELOAD) if isinstance(extension, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 @contextlib.contextmanager

@@ -15,13 +15,13 @@ from datetime import datetime
 from typing import Any
 
 from securesystemslib.signer import Signer
-from tuf.api.metadata import Metadata, Snapshot, TargetFile, Timestamp
+from tuf.api.metadata import Metadata
 
-from interlock_server.publisher import keys, metadata, payload
-from interlock_server.publisher.client import Api
+from interlock_server.publisher import ceremony, keys, payload, signing
+from interlock_server.publisher.client import Api, path
 from interlock_server.publisher.keys import KeyFolder
-from interlock_shared import topics
-from interlock_shared.errors import Conflict, NotFound
+from interlock_shared import revocation, topics
+from interlock_shared.errors import Conflict
 from interlock_shared.manifest import Manifest
 from interlock_shared.segments import Transport
 
@@ -51,39 +51,10 @@ async def trust(api: Api, folder: KeyFolder, models: list[str], now: datetime) -
                 "the server has its trust already; add models with `interlock keys add-model`", code="trust_exists"
             )
         online = await api.get(topics.ONLINE_KEYS)
-        upload = await asyncio.to_thread(keys.first_trust, folder, online, models, now)
+        upload = await asyncio.to_thread(ceremony.first_trust, folder, online, models, now)
     answer = await api.post(topics.TRUST, upload, safe=True)
     await asyncio.to_thread(folder.taken)
     return answer
-
-
-async def add_model(api: Api, folder: KeyFolder, model: str, now: datetime) -> dict[str, Any]:
-    """Let a new key release one more model. Raises Conflict (`model_exists`), Untrusted."""
-    keys.check_model(model)
-    known = await _any_chain(api, folder)
-    director = await api.metadata("target/" + topics.DIRECTOR_TARGET)
-    upload = await asyncio.to_thread(keys.with_model, folder, known, director or b"{}", model, now)
-    return await api.post(topics.TRUST, upload, safe=True)
-
-
-async def _any_chain(api: Api, folder: KeyFolder) -> dict[str, bytes]:
-    """The server's root and targets, verified over the chain of a model that is there already."""
-    names = await _delegated(api)
-    if not names:
-        raise NotFound("the server has no model yet that its metadata could be verified by", code="no_model")
-    files = await metadata.collect(api.metadata, names[0])
-    root = await asyncio.to_thread(folder.root)
-    await asyncio.to_thread(metadata.verify, root, files, names[0], [])
-    return files
-
-
-async def _delegated(api: Api) -> list[str]:
-    """Models that the server's snapshot names; a hint only, what counts is verified later."""
-    timestamp = metadata.parsed(await api.metadata("timestamp.json"), "timestamp.json", Timestamp)
-    name = f"{timestamp.snapshot_meta.version}.snapshot.json"
-    snapshot = metadata.parsed(await api.metadata(name), name, Snapshot)
-    roles = [one.removesuffix(".json") for one in sorted(snapshot.meta)]
-    return [role.removeprefix("release-") for role in roles if role.startswith("release-")]
 
 
 async def upload(api: Api, parcel: Parcel, progress: payload.Progress = payload.silent) -> int:
@@ -117,26 +88,55 @@ async def upload(api: Api, parcel: Parcel, progress: payload.Progress = payload.
 async def publish(
     api: Api, folder: KeyFolder, parcel: Parcel, now: datetime, progress: payload.Progress = payload.silent
 ) -> dict[str, Any]:
-    """Upload, sign, announce; the release document. Raises Untrusted, Conflict (`release_exists`, …), NotFound."""
-    # Before gigabytes travel: is there a key at all?
-    signer = await asyncio.to_thread(folder.signer, topics.release_role(parcel.manifest.model))
-    role = await _current(api, folder, parcel)
+    """Upload, sign, announce; the release document. What awaits signatures with these very bytes gets one more.
+
+    Raises Untrusted, Conflict (`release_exists`, `release_pending`, …), NotFound.
+    """
+    # Before gigabytes travel: is there a key at all, and can it be opened?
+    name = topics.release_role(parcel.manifest.model)
+    await asyncio.to_thread(folder.signer, name)
+    role, counting = await _current(api, folder, parcel)
+    signer = await asyncio.to_thread(folder.signer, name, counting)
     await upload(api, parcel, progress)
+    if await signing.asked(api, parcel.manifest.model, parcel.manifest.version) is not None:
+        return await _join(api, folder, parcel, now)
     try:
         return await _post(api, signer, parcel, role, now)
     except Conflict as bad:
         if bad.code != "stale_metadata":
             raise
-    return await _post(api, signer, parcel, await _current(api, folder, parcel), now)
+    return await _post(api, signer, parcel, (await _current(api, folder, parcel))[0], now)
 
 
-async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> Metadata[Any]:
-    """The release role's verified metadata. Raises Conflict (`release_exists`)."""
+async def _join(api: Api, folder: KeyFolder, parcel: Parcel, now: datetime) -> dict[str, Any]:
     model, version = parcel.manifest.model, parcel.manifest.version
-    files = await metadata.collect(api.metadata, model)
+    what = await signing.pending(api, folder, model, version, now)
+    if what.action != signing.PUBLISH or what.data != parcel.data:
+        raise Conflict(
+            f"{what.said.get('created_by')} has proposed other content as {parcel.manifest.release} at "
+            f"{what.said.get('created_at')}: `interlock release show {model} {version}`",
+            code="release_pending",
+        )
+    signer = await asyncio.to_thread(folder.signer, topics.release_role(model), what.may_sign)
+    if signer.public_key.keyid in what.signed_by:
+        return await api.get(path(topics.RELEASE, model=model, version=version))
+    return await signing.sign(api, what, await signing.own_signer(folder, what))
+
+
+async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> tuple[Metadata[Any], frozenset[str]]:
+    """The release role's verified metadata, and the keys that count for it.
+
+    Raises Conflict (`release_exists`, `release_revoked`).
+    """
+    model, version = parcel.manifest.model, parcel.manifest.version
     name = topics.target_name(model, version)
-    root = await asyncio.to_thread(folder.root)
-    chain = await asyncio.to_thread(metadata.verify, root, files, model, [name])
+    chain = await signing.chain_of(api, folder, model, name)
+    record = revocation.records(chain.role.signed.unrecognized_fields).get(version)
+    if record is not None:
+        raise Conflict(
+            f"{parcel.manifest.release} was revoked ({record.reason}); its version never comes back",
+            code="release_revoked",
+        )
     if name in chain.role.signed.targets:
         same = chain.matches(name, parcel.data)
         raise Conflict(
@@ -145,14 +145,11 @@ async def _current(api: Api, folder: KeyFolder, parcel: Parcel) -> Metadata[Any]
             code="release_exists",
             same=same,
         )
-    return chain.role
+    return chain.role, chain.may_sign(topics.release_role(model))
 
 
 async def _post(api: Api, signer: Signer, parcel: Parcel, role: Metadata[Any], now: datetime) -> dict[str, Any]:
-    name = topics.target_name(parcel.manifest.model, parcel.manifest.version)
-    role.signed.targets[name] = TargetFile.from_data(name, parcel.data, ["sha256"])
-    role.signed.version += 1
-    role.signed.expires = keys.expires(now)
-    role.sign(signer)
-    document = {"manifest": base64.b64encode(parcel.data).decode(), "metadata": role.to_dict()}
+    following = signing.added(role, parcel.manifest.model, parcel.manifest.version, parcel.data, keys.expires(now))
+    following.sign(signer)
+    document = {"manifest": base64.b64encode(parcel.data).decode(), "metadata": following.to_dict()}
     return await api.post(topics.RELEASES, document)

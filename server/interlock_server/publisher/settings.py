@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from interlock_shared import durable
+from interlock_shared import durable, topics
 from interlock_shared.errors import Invalid, NotFound
 
-SERVER_ENV, TOKEN_ENV, KEYS_ENV = "INTERLOCK_SERVER", "INTERLOCK_TOKEN", "INTERLOCK_KEYS"
-KNOWN = ("server", "token", "keys")
+SERVER_ENV, TOKEN_ENV, KEYS_ENV, CA_ENV = "INTERLOCK_SERVER", "INTERLOCK_TOKEN", "INTERLOCK_KEYS", "INTERLOCK_CA"
+KNOWN = ("server", "token", "keys", "ca")
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,21 @@ class Settings:
     server: str | None = None
     token: str | None = None
     keys: str | None = None
+    ca: str | None = None
+
+    def authority(self) -> str | None:
+        """PEM of what the server's certificate must be signed by: the file that was named, else what this side's own
+        root says; None: the system's authorities. Raises Invalid (`bad_ca`)."""
+        if self.ca:
+            try:
+                return Path(self.ca).read_text()
+            except (OSError, UnicodeDecodeError) as bad:
+                raise Invalid(f"{self.ca}: {bad}", field="--ca", code="bad_ca") from None
+        try:
+            root = json.loads((Path(self.keys) / "root.json").read_bytes()) if self.keys else {}
+            return str(root["signed"][topics.ROOT_EXTENSION]["tls_ca"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def need(self, name: str) -> str:
         """A setting that a command cannot do without. Raises NotFound (`not_logged_in`)."""
@@ -52,6 +67,7 @@ def load(
         server or environment.get(SERVER_ENV) or stored.get("server"),
         token or environment.get(TOKEN_ENV) or stored.get("token"),
         str(keys) if keys else environment.get(KEYS_ENV) or stored.get("keys"),
+        environment.get(CA_ENV) or stored.get("ca"),
     )
 
 
@@ -68,6 +84,13 @@ def _stored(path: Path) -> dict[str, str]:
         if name not in KNOWN or not isinstance(value, str):
             raise Invalid(f"{path}: {name}: a text under one of {', '.join(KNOWN)} is expected", code="bad_settings")
     return document
+
+
+def store_ca(path: Path, pem: str) -> Path:
+    """Keep the server's authority beside the settings; its file."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    durable.replace_file(path.with_name("server_ca.crt"), pem.encode(), mode=0o600)
+    return path.with_name("server_ca.crt")
 
 
 def store(path: Path, values: Mapping[str, str | None]) -> None:

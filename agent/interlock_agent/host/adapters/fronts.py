@@ -28,7 +28,7 @@ log = logging.getLogger("interlock.host")
 SETTLE_S = 1.0  # for a front to say that it has said everything
 SWITCH_S = 25.0  # for a front to take an order: it gives up two workers that hang before; one that does not is replaced
 RESTART_PAUSE_S = 0.05  # a front that cannot start is not started in a tight loop
-OPTIONS = ("access", "grpc_listen", "queue")  # what of a unit's options is the front's
+OPTIONS = ("access", "grpc_listen", "queue", "revoked")  # what of a unit's options is the front's
 
 
 def _of_front(options: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from interlock_agent.host.wire import FLAG_NON_FINITE, INFERENCES
 MAX_WAITING_BYTES = 256 * 1024 * 1024
 LAST_ERRORS = 5
 DEATHS = 2
+CLOSED = "this release was revoked by its signers, and the owner of this machine wants no answers of it"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Limits:
     answer_s: float = 30.0  # a worker that does not answer a request in that time hangs
     no_worker_s: float = 10.0  # a request waits so long for a live worker (a reload takes one or two seconds)
     queue_s: float = 60.0  # and so long for its turn at a live worker
+    revoked: tuple[str, ...] = ()  # releases that must not answer
     queue_max: int = 1024  # so many wait; at some hundred bytes to megabytes each, a bound on memory too
 
 
@@ -71,6 +73,9 @@ class Router:
     def submit(self, exchange: Exchange) -> None:
         """A request has arrived."""
         live = self.live
+        if self.closed:
+            self._refuse(exchange, "release_revoked", CLOSED)
+            return
         if exchange.deadline:
             if exchange.deadline <= exchange.arrived:
                 self._too_late(exchange)
@@ -121,6 +126,16 @@ class Router:
         left = 0.0 if self.live else self._expected_at - self._loop.time()
         return max(1, math.ceil(left))
 
+    @property
+    def closed(self) -> bool:
+        """Whether what is live was taken back by its signers, and the owner wants no answers of it."""
+        return self.live is not None and self.live.release in self._limits.revoked
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered."""
+        return self.live is not None and not self.closed
+
     def without_until(self, wait_s: float, expected_s: float) -> None:
         """While there is no live worker: how long requests wait for one at the least, and when it is expected."""
         self._patient_until, self._expected_at = self._loop.time() + wait_s, self._loop.time() + expected_s
@@ -140,6 +155,10 @@ class Router:
 
     def pump(self) -> None:
         """Send what waits to workers that have a connection free."""
+        while self._waiting and self.closed:
+            exchange = self._waiting[0]
+            self._unqueue(exchange)
+            self._refuse(exchange, "release_revoked", CLOSED)
         if not self._waiting:
             return
         now, passed = self._loop.time(), []

@@ -218,7 +218,7 @@ class Rpc(grpc.GenericRpcHandler):  # type: ignore[misc]  # the library carries 
         return protobuf.of_number(1, 1)
 
     async def _ready(self, _request: bytes, _context: Any) -> bytes:
-        return protobuf.of_number(1, self._service.router.live is not None)
+        return protobuf.of_number(1, self._service.router.ready)
 
     async def _about(self, _request: bytes, _context: Any) -> bytes:
         said = protobuf.of_text(1, "interlock") + protobuf.of_text(2, __version__)

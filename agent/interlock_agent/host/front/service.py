@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interlock_agent import __version__
@@ -83,7 +83,7 @@ class Service:
         limits = setup.get("limits") or {}
         self.max_body = int(limits.get("max_body_bytes") or MAX_BODY_BYTES)
         self.memory.restore(setup.get("regions") or [])
-        self.router = Router(self._report, _limits(limits, setup.get("queue") or {}))
+        self.router = Router(self._report, _limits(limits, setup.get("queue") or {}, setup.get("revoked") or ()))
         if setup.get("access"):  # what it needs is not in the memory of a front without
             from interlock_agent.host.front.access import Access
 
@@ -191,7 +191,13 @@ class Service:
 
     def route(self, request: Request) -> routes.Operation | routes.Sharing | routes.Reply:
         """What a request asks for."""
-        return routes.route(request, self._unit, __version__, self.router.live is not None, self.router.retry_s)
+        return routes.route(
+            request,
+            self._unit,
+            __version__,
+            self.router.live is not None and not self.router.closed,
+            self.router.retry_s,
+        )
 
     def share(self, exchange: Exchange, asked: routes.Sharing) -> None:
         """Register or end regions, or tell of them; answered when it holds, in every worker too."""
@@ -349,9 +355,10 @@ def _complain(wrong: str) -> None:
     sys.stderr.flush()
 
 
-def _limits(host: dict[str, Any], owner: dict[str, Any]) -> Limits:
+def _limits(host: dict[str, Any], owner: dict[str, Any], revoked: Sequence[str]) -> Limits:
     """As they were set; what was not is as it is."""
     said = {"answer_s": host.get("answer_timeout_s"), "no_worker_s": host.get("no_worker_s")}
+    said |= {"revoked": tuple(revoked) or None}
     said |= {"queue_s": owner.get("s"), "queue_max": owner.get("max")}
     return Limits(**{name: value for name, value in said.items() if value is not None})
 

@@ -18,7 +18,7 @@ PROGRESS_S = 5.0  # while a model is being opened
 async def check(run: Run, tried: Tried) -> list[CheckResult]:
     """A silent fall-back to the CPU is a failure, not a slow success."""
     place = run.place
-    await run.request(messages.Configure(place.unit, place.listen, place.settings.options()))
+    await run.request(messages.Configure(place.unit, place.listen, place.options or place.settings.options()))
     await right.ask_reference(run, tried)
     tried.folder = await run.seal(tried.variant.name)
     await _open(run, tried)

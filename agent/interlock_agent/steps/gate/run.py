@@ -58,6 +58,7 @@ class Place:
     clock: Clock
     hardware: Hardware
     tell: Callable[..., None]  # progress for people
+    options: dict[str, Any] | None = None  # of the unit, as the host knows them; None: what the settings say
     command: ByCommand | None = None  # then it is the host too: what is measured is asked of the owner's command
 
 

@@ -43,13 +43,47 @@ device_tokens = Table(
     "device_tokens",
     metadata,
     Column("sha256", String, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
     Column("labels", JSON, nullable=False),
     _text("device", null=True),
+    Column("uses", Integer, nullable=False),  # more than one: each device waits for approval
+    Column("used", Integer, nullable=False),
     _text("created_at"),
     _text("created_by"),
     _text("expires_at"),
-    _text("used_at", null=True),
-    _text("used_by", null=True),
+    _text("revoked_at", null=True),
+)
+
+# Who asked to be let in, with which key, by which token: the same question gets the same answer.
+enrolments = Table(
+    "enrolments",
+    metadata,
+    Column("token", String, primary_key=True),
+    Column("keyid", String, primary_key=True),
+    _text("device"),
+    Column("key", JSON, nullable=False),
+    _text("csr"),
+    _text("agent"),
+    _text("address"),
+    _text("asked_at"),
+    _text("state"),
+    _text("certificate", null=True),
+    Index("ix_enrolments_state", "state"),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", String, primary_key=True),
+    _text("device"),
+    _text("keyid"),
+    Column("key", JSON, nullable=False),
+    _text("issued_at"),
+    _text("expires_at"),
+    _text("first_used_at", null=True),
+    _text("revoked_at", null=True),
+    _text("reason"),
+    Index("ix_certificates_device", "device"),
 )
 
 devices = Table(
@@ -58,18 +92,23 @@ devices = Table(
     Column("id", String, primary_key=True),
     Column("labels", JSON, nullable=False),
     Column("key", JSON, nullable=False),
-    _text("password_sha256"),
     _text("enrolled_at"),
     _text("agent"),
     Column("online", Boolean, nullable=False),
     _text("last_seen", null=True),
     Column("reported", JSON, nullable=True),
-    # The newest desired document: its counter only grows, and is stored before the document is sent.
+    # The newest desired document: its counter only grows within its epoch, and is stored before the document is sent.
+    Column("epoch", BigInteger, nullable=False),
     Column("counter", BigInteger, nullable=False),
     Column("desired", LargeBinary, nullable=True),
     Column("desired_units", JSON, nullable=True),
     _text("desired_issued_at", null=True),
+    _text("desired_sideload", null=True),  # the policy in it
+    Column("sideloads", JSON, nullable=True),  # by unit: a file's release that stands; see core/sideload.py
     Column("refused", Integer, nullable=False),
+    _text("revoked_at", null=True),
+    Column("clone", JSON, nullable=True),  # what says that the identity is in use twice
+    Column("instances", JSON, nullable=False),  # the newest starts of its agent that were heard of
 )
 
 releases = Table(
@@ -86,6 +125,30 @@ releases = Table(
     _text("state"),
     _text("created_at"),
     _text("published_by"),
+    Column("signatures", JSON, nullable=False),  # [{keyid, by, at}, …]: who signed, whose token sent it
+    # Why it is withdrawn or revoked, since when, by whom; `ended_number`: the last rollout before that.
+    _text("ended_at", null=True),
+    _text("ended_by", null=True),
+    _text("ended_reason", null=True),
+    Column("ended_number", BigInteger, nullable=True),
+    Column("revoked_by", JSON, nullable=False),  # as `signatures`, of the revocation
+)
+
+# What awaits signatures: one a release role. It is nowhere else until there are enough.
+proposals = Table(
+    "proposals",
+    metadata,
+    Column("model", String, primary_key=True),
+    _text("version"),
+    _text("action"),  # publish, revoke
+    Column("role_version", BigInteger, nullable=False),
+    Column("manifest", LargeBinary, nullable=True),  # of a publish
+    Column("metadata", LargeBinary, nullable=False),
+    Column("signatures", JSON, nullable=False),
+    _text("reason"),  # of a revocation
+    _text("created_at"),
+    _text("created_by"),
+    _text("expires_at"),
 )
 
 blobs = Table(
@@ -110,6 +173,7 @@ rollouts = Table(
     _text("created_at"),
     _text("created_by"),
     _text("aborted_at", null=True),
+    _text("ended"),  # "", aborted, withdrawn, revoked: why it goes no further
 )
 
 assignments = Table(

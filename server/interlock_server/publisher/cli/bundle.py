@@ -1,8 +1,7 @@
-"""`interlock bundle …`: init, build, show, verify, check, export."""
+"""`interlock bundle …`: init, build, show, verify, check; export and permit are in permits.py."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -19,12 +18,10 @@ from interlock_server.publisher import (
     export,
     golden,
     payload,
-    settings,
     template,
 )
-from interlock_server.publisher.cli import output
-from interlock_server.publisher.client import Api
-from interlock_server.publisher.keys import ROOT_FILE, KeyFolder
+from interlock_server.publisher.cli import output, permits
+from interlock_server.publisher.permits import describe
 from interlock_server.publisher.progress import Bar
 from interlock_shared.archive import Head, Reader
 from interlock_shared.errors import Invalid
@@ -186,9 +183,9 @@ def verify(
     if found.permit is None:
         output.say("not published: it carries no signatures, no device takes it")
         return
-    devices = ", ".join(found.permit.devices) if found.permit.devices is not None else "any device of the fleet"
     output.say(
-        f"signed, from root {found.root_sha256}", f"permit for {devices}, until {output.when(found.permit.expires_at)}"
+        f"signed, from root {found.root_sha256}",
+        f"permit for {describe(found.permit)}, until {output.when(found.permit.expires_at)}",
     )
     if root is None:
         output.say("that root came from the bundle itself: compare its digest, or give --root")
@@ -217,49 +214,5 @@ def check(
     raise typer.Exit(dry_run.run(bundle, against, svg, config, as_json))
 
 
-@app.command("export")
-def export_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL")],
-    version: Annotated[str, typer.Argument(metavar="VERSION")],
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write; - is a pipe.")],
-    device: Annotated[
-        list[str] | None, typer.Option("--device", metavar="ID", help="Permit for it; repeatable.")
-    ] = None,
-    any_device: Annotated[bool, typer.Option("--any-device", help="Permit for every device of the fleet.")] = False,
-    days: Annotated[int, typer.Option("--days", min=1, max=3660, help="How long the permit holds.")] = 30,
-    server: output.Server = None,
-    token: output.Token = None,
-    keys: output.Keys = None,
-) -> None:
-    """Write a published release as one file, with its permit, for [bold]interlock-agent install[/bold].
-
-    Example: interlock bundle export detector 1.4.0 --device press-7 -o detector-1.4.0.bundle
-    """
-    if bool(device) == any_device:
-        raise typer.BadParameter("name devices with --device, or say --any-device")
-    known = settings.load(server, token, keys)
-    folder = KeyFolder(Path(known.keys)) if known.keys else None
-    root = folder.root() if folder and (folder.path / ROOT_FILE).is_file() else None
-    if str(out) == "-":
-        export.refuse_terminal(sys.stdout.buffer)
-
-    async def work(api: Api) -> int:
-        head = await export.head(api, model, version, device or None, days, root)
-        with Bar("fetching", head.manifest.payload_size) as bar:
-            if str(out) == "-":
-                return await export.export(api, head, sys.stdout.buffer, bar.advance)
-            opened = archives.new_file(out)
-            file = await asyncio.to_thread(opened.__enter__)
-            try:
-                count = await export.export(api, head, file, bar.advance)
-            except BaseException as bad:
-                await asyncio.to_thread(opened.__exit__, type(bad), bad, bad.__traceback__)
-                raise
-            await asyncio.to_thread(opened.__exit__, None, None, None)
-            return count
-
-    count = output.with_api(server, token, work)
-    if str(out) == "-":
-        sys.stdout.buffer.flush()
-    else:
-        output.say(f"wrote {out}: {model} {version}, {output.size(count)}", f"next: interlock-agent install {out}")
+app.command("export")(permits.export_command)
+app.command("permit")(permits.permit_command)

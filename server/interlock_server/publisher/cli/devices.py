@@ -21,7 +21,8 @@ WATCH_S = 1.0  # between two looks
 Device = Annotated[str, typer.Argument(metavar="ID", help="The device.")]
 Label = Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="A label; repeatable.")]
 
-FACTS = ("offered", "installed", "confirmed", "running", "phase", "reason", "alarm")
+FACTS = ("offered", "installed", "confirmed", "running", "phase", "reason", "alarm", "sideload")
+OPTIONAL = ("reason", "alarm", "sideload")
 
 
 def _units(device: Mapping[str, Any]) -> list[list[Any]]:
@@ -29,13 +30,17 @@ def _units(device: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def _fact(value: Any) -> Any:
+    if isinstance(value, Mapping) and "policy" in value:
+        return value["policy"]  # of a file's release that stands
     if isinstance(value, Mapping):
         return " ".join(f"{slot}:{version}" for slot, version in sorted(value.items()) if version)
     return value
 
 
 def _link(device: Mapping[str, Any]) -> str:
-    return (
+    if device.get("revoked_at"):
+        return f"revoked since {output.when(device['revoked_at'])}"
+    return ("CLONED, " if device.get("clone") else "") + (
         "online"
         if device["online"]
         else f"offline since {output.when(device['last_seen'])}"
@@ -44,7 +49,8 @@ def _link(device: Mapping[str, Any]) -> str:
     )
 
 
-def _labels(device: Mapping[str, Any]) -> str:
+def labels_of(device: Mapping[str, Any]) -> str:
+    """Labels on one line."""
     return " ".join(f"{name}={value}" for name, value in sorted((device.get("labels") or {}).items()))
 
 
@@ -71,33 +77,62 @@ def device_list(
             [
                 one["id"],
                 _link(one),
-                _labels(one),
+                labels_of(one),
                 *unit,
             ]
             for one in found["devices"]
             for unit in (_units(one) or [[None] * (len(FACTS) + 1)])
         ]
-        output.show_table(
-            ("device", "link", "labels", "model", *FACTS), rows, "there are no devices yet", ("reason", "alarm")
-        )
+        output.show_table(("device", "link", "labels", "model", *FACTS), rows, "there are no devices yet", OPTIONAL)
+        _waiting(found.get("waiting", ()))
 
     output.show(document, as_json, words)
 
 
+def _waiting(found: Iterable[Mapping[str, Any]]) -> None:
+    """Devices that a person must decide about."""
+    rows = [
+        [
+            one["device"],
+            one["keyid"][:16],
+            one["address"],
+            output.when(one["asked_at"]),
+            "yes" if one["replaces"] else None,
+        ]
+        for one in found
+    ]
+    if rows:
+        output.say("", "these wait for `interlock device approve ID`:")
+        output.show_table(("waiting", "key", "from", "since", "replaces"), rows, "", ("replaces",))
+
+
+def _clone(found: Mapping[str, Any]) -> str | None:
+    one = found.get("clone")
+    return (
+        one
+        and f"{one['why']}, {one['count']} times since {output.when(one['first_at'])}: revoke it, and enrol both anew"
+    )
+
+
 def _device(found: Mapping[str, Any]) -> None:
+    ends = [one["expires_at"] for one in found.get("certificates", ()) if one["revoked_at"] is None]
     output.show_facts(
         {
             "device": found["id"],
-            "labels": _labels(found) or None,
-            "link": "online" if found["online"] else "offline",
+            "labels": labels_of(found) or None,
+            "link": "revoked" if found.get("revoked_at") else "online" if found["online"] else "offline",
+            "CLONED": _clone(found),
+            "certificate until": output.when(max(ends, default=None)),
             "last seen": output.when(found["last_seen"]),
             "agent": found["agent"],
             "key": found.get("keyid"),
+            "ahead of the server": f"yes: interlock device reconcile {found['id']}" if found.get("ahead") else None,
+            "documents refused": found.get("refused") or None,
             "events missing": found.get("events_gap"),
         }
     )
     output.say("")
-    output.show_table(("model", *FACTS), _units(found), "no model yet", ("reason", "alarm"))
+    output.show_table(("model", *FACTS), _units(found), "no model yet", OPTIONAL)
     output.say("")
     columns = ("rollout", "unit", "version", "state", "reason")
     rows = [
@@ -116,6 +151,42 @@ def device_show(
     Example: interlock device show press-7
     """
     output.show(output.fetch(server, token, path(topics.DEVICE, id=device)), as_json, _device)
+
+
+@app.command()
+def reconcile(
+    device: Device, server: output.Server = None, token: output.Token = None, as_json: output.Json = False
+) -> None:
+    """Go on with a device that is ahead of the server.
+
+    After the server was restored from a backup, devices have accepted more than it remembers. They are left alone and
+    shown as `ahead`. Look at what such a device runs (interlock device show) and what is wanted of it; then this
+    numbers the next desired document after what the device reports.
+
+    Example: interlock device reconcile press-7
+    """
+    route = path(topics.DEVICE_RECONCILE, id=device)
+    document = output.with_api(server, token, lambda api: api.post(route, {}))
+    output.show(document, as_json, lambda found: output.say(f"{device} goes on from counter {found['counter']}"))
+
+
+@app.command()
+def unpin(
+    device: Device,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model.")],
+    server: output.Server = None,
+    token: output.Token = None,
+    as_json: output.Json = False,
+) -> None:
+    """Let the server replace what a file brought to a device, whatever the device's policy is.
+
+    What is wanted of the device is taken up, unless it had that before; the next rollout is.
+
+    Example: interlock device unpin press-7 detector
+    """
+    route = path(topics.DEVICE_UNPIN, id=device)
+    document = output.with_api(server, token, lambda api: api.post(route, {"model": model}))
+    output.show(document, as_json, lambda found: output.say(f"{model} {found['version']} is the server's to replace"))
 
 
 EVENT = ("at", "device", "unit", "kind", "version", "reason")
@@ -188,30 +259,6 @@ def verdict(
         _verdict(readable[0])
     else:
         output.say("no gate has spoken there yet")
-
-
-@app.command("token")
-def device_token(
-    label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="K=V", help="The device's label; repeatable.")
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", metavar="ID", help="The id it will have.")] = None,
-    hours: Annotated[float, typer.Option("--hours", help="How long the token can be used.")] = 24.0,
-    server: output.Server = None,
-    token: output.Token = None,
-    as_json: output.Json = False,
-) -> None:
-    """Make a token by which one device enrols, once.
-
-    Example: interlock device token --label site=berlin
-    """
-    body = {"labels": output.pairs(label or [], "--label"), "device": device, "hours": hours}
-    document = output.with_api(server, token, lambda api: api.post(topics.DEVICE_TOKENS, body))
-    output.show(
-        document,
-        as_json,
-        lambda found: output.say(f"until {output.when(found['expires_at'])}, on the device:", found["enrol"]),
-    )
 
 
 # --- events ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`interlock release|rollout …`: what there is, and what goes where."""
+"""`interlock rollout …`: what goes where."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from interlock_server.publisher.client import path
 from interlock_shared import topics
 from interlock_shared.errors import Invalid
 
-releases = output.group("Published releases.")
 rollouts = output.group("Releases on their way to devices.")
 
 WATCH_S = 1.0  # between two looks
@@ -21,60 +20,6 @@ WATCH_S = 1.0  # between two looks
 OUTCOMES = ("confirmed", "rejected", "reverted", "failed")
 
 Rollout = Annotated[str, typer.Argument(metavar="ID", help="The rollout.")]
-
-
-# --- releases -------------------------------------------------------------------------------------------------------
-
-RELEASE = ("model", "version", "size", "state", "created_at", "published_by", "manifest_sha256")
-
-
-@releases.command("list")
-def release_list(
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Of this model alone.")] = None,
-    server: output.Server = None,
-    token: output.Token = None,
-    as_json: output.Json = False,
-) -> None:
-    """List releases.
-
-    Example: interlock release list --model detector
-    """
-    document = output.fetch(server, token, topics.RELEASES, {"model": model} if model else None)
-
-    def words(found: Any) -> None:
-        rows = [
-            (
-                one["model"],
-                one["version"],
-                output.size(one["size"]),
-                one["state"],
-                output.when(one["created_at"]),
-                one["published_by"],
-            )
-            for one in found["releases"]
-        ]
-        output.show_table(RELEASE[:6], rows, "nothing has been published yet")
-
-    output.show(document, as_json, words)
-
-
-@releases.command("show")
-def release_show(
-    model: Annotated[str, typer.Argument(metavar="MODEL")],
-    version: Annotated[str, typer.Argument(metavar="VERSION")],
-    server: output.Server = None,
-    token: output.Token = None,
-    as_json: output.Json = False,
-) -> None:
-    """Show one release.
-
-    Example: interlock release show detector 1.4.0
-    """
-    document = output.fetch(server, token, path(topics.RELEASE, model=model, version=version))
-    output.show(document, as_json, output.show_facts)
-
-
-# --- rollouts -------------------------------------------------------------------------------------------------------
 
 
 def target(texts: list[str]) -> dict[str, Any]:

@@ -125,9 +125,10 @@ def now() -> datetime:
 def with_api(server: str | None, token: str | None, work: Callable[[Api], Awaitable[T]]) -> T:
     """Run `work` against the server. Raises InterlockError."""
     known = settings.load(server, token)
+    ca = known.authority()
 
     async def run() -> T:
-        async with Api(known.need("server"), known.need("token")) as api:
+        async with Api(known.need("server"), known.need("token"), ca) as api:
             return await work(api)
 
     return asyncio.run(run())

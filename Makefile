@@ -29,6 +29,9 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundl
 export UV_SYSTEM_CERTS ?= true
 endif
 
+# The tests start some two thousand processes: what each imports is compiled once, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What KEEP=1, NAME=… and ARGS=… mean to a verb is said in its help line.
 KEEP ?=
 NAME ?=

@@ -108,13 +108,17 @@ async def _parts(data: Path) -> AsyncIterator[_Parts]:
 
 
 @contextlib.contextmanager
-def _binding(option: str, address: tuple[str, int]) -> Iterator[None]:
-    """A port that cannot be had is told with the option that changes it. Raises Conflict (`cannot_listen`)."""
+def _told(option: str, where: str | Path, code: str) -> Iterator[None]:
+    """What cannot be had or written is told with the option that changes it. Raises Conflict."""
     try:
         yield
     except OSError as bad:
         why = os.strerror(bad.errno) if bad.errno and bad.errno > 0 else bad.strerror or str(bad)
-        raise Conflict(f"{option} {config.show(*address)}: {why}", code="cannot_listen") from None
+        raise Conflict(f"{option} {where}: {why}", code=code) from None
+
+
+def _binding(option: str, address: tuple[str, int]) -> contextlib.AbstractContextManager[None]:
+    return _told(option, config.show(*address), "cannot_listen")
 
 
 @asynccontextmanager
@@ -212,7 +216,8 @@ async def _keep_mosquitto(
         return
     place = Place(address.host, address.port, settings.mosquitto.crl, settings.mosquitto.pid)
     mosquitto = Mosquitto(place, authorities, identities.revoked)
-    await mosquitto.start()
+    with _told("--mosquitto-crl", place.crl, "cannot_write"):
+        await mosquitto.start()
     identities.cutters.append(mosquitto.cut)
     await stack.enter_async_context(_background(mosquitto.run()))
 
@@ -241,10 +246,15 @@ async def _background(work: Any) -> AsyncIterator[None]:
 
 
 async def _first_token(tokens: Tokens, settings: config.Settings) -> str | None:
-    token = await tokens.first()
-    if token is not None and settings.token_file is not None:
-        await asyncio.to_thread(durable.replace_file, settings.token_file, token.encode() + b"\n", 0o600)
-    return token
+    path = settings.token_file
+    if path is None:
+        return await tokens.first()
+
+    async def keep(token: str) -> None:
+        await asyncio.to_thread(durable.replace_file, path, token.encode() + b"\n", 0o600)
+
+    with _told("--token-file", path, "cannot_write"):
+        return await tokens.first(keep)
 
 
 def _write_addresses(settings: config.Settings, running: Running, listens: str) -> None:
@@ -358,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
             token_file=given.token_file,
             sideload=config.sideload(given.sideload),
             start_spread_s=config.spread(given.start_spread),
-            plain_listen=config.address(given.plain_listen, "--plain-listen") if given.plain_listen else None,
+            plain_listen=config.plain(given.plain_listen),
             certificate_days=config.days(given.certificate_days),
             mosquitto=config.mosquitto(given.mosquitto_crl, given.mosquitto_pid, given.broker),
         )

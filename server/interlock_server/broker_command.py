@@ -11,11 +11,11 @@ from pathlib import Path
 
 from interlock_server import config
 from interlock_server.adapters.database import Database
-from interlock_server.adapters.device_ca import DeviceCA
+from interlock_server.adapters.device_ca import DEVICE_CA, DeviceCA
 from interlock_server.core import broker_config
 from interlock_server.core.moments import parse
 from interlock_shared import durable
-from interlock_shared.errors import Invalid
+from interlock_shared.errors import Invalid, NotFound
 
 HELP = """\
 Settings of an external broker, ready to use: TLS, the certificate as the identity, who may what, limits.
@@ -70,6 +70,8 @@ def run(given: argparse.Namespace) -> int:
         return 0
     if not given.host:
         raise Invalid("--output needs --host: the names that the broker's certificate is for", field="--host")
+    if not (data / "keys" / f"{DEVICE_CA}.pem").exists():  # made here, they would be authorities that nobody knows
+        raise NotFound(f"--data {data}: no server has run here: there is no authority to sign with", code="no_key")
     _write(given.output, texts, DeviceCA.open(data / "keys"), given.host, revoked)
     sys.stdout.write(f"written to {given.output}: {', '.join([*texts, *_CERTIFICATES])}\n")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 from dataclasses import dataclass
@@ -131,6 +132,20 @@ def address(text: str, option: str) -> tuple[str, int]:
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise Invalid(f"{option}: {text!r} is not HOST:PORT", field=option)
     return host, int(port)
+
+
+def plain(text: str | None) -> tuple[str, int] | None:
+    """The address of `--plain-listen`: of this machine alone, since bearer tokens pass there. Raises Invalid."""
+    if text is None:
+        return None
+    host, port = address(text, "--plain-listen")
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return host, port
+    if host != "localhost":
+        why = "tokens pass there without TLS, so it is an address of this machine alone, as 127.0.0.1"
+        raise Invalid(f"--plain-listen: {text!r}: {why}", field="--plain-listen")
+    return host, port
 
 
 def show(host: str, port: int) -> str:

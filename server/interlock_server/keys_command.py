@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(given: argparse.Namespace) -> int:
-    """The subcommand. Raises NotFound (`no_key`), OSError, ValueError on a broken file."""
+    """The subcommand. Raises NotFound (`no_key`), Invalid (`broken_store`), OSError."""
     folder = (given.data or config.default_data()).absolute() / "keys"
     missing = [name for name in NAMES if not (folder / f"{name}.pem").exists()]
     if missing:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from pathlib import Path
 from typing import Any
 
 from interlock_server.core import mqtt
@@ -56,15 +55,3 @@ async def read_packet(
             pieces.append(await reader.readexactly(min(size, PIECE_BYTES)))
         size -= len(pieces[-1])
     return first >> 4, first & 0x0F, b"".join(pieces)
-
-
-def tls_context(chain: Path, key: Path, device_ca: bytes) -> ssl.SSLContext:
-    """The broker's side of TLS: its own certificate, and nobody without one of the device CA. Blocks."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(chain, key)
-    context.load_verify_locations(cadata=device_ca.decode())
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION  # each connection shows its certificate
-    context.num_tickets = 0
-    return context

@@ -17,6 +17,8 @@ from interlock_server.core.moments import stamp
 from interlock_server.ports import Changed, Clock, Row, Rows, Store
 from interlock_shared.errors import Conflict, NotFound
 
+NAMED = 5  # devices in an error's text
+
 
 def wish_of(row: Row) -> rollout.Wish:
     """An assignment's row as the core knows it."""
@@ -121,14 +123,12 @@ class Rollouts:
         self._store, self._clock, self._changed = store, clock, changed
 
     async def start(self, actor: Actor, model: str, version: str, to: Mapping[str, Any]) -> Row:
-        """A rollout of a published release. Raises NotFound (`no_release`, `no_device`), Conflict (`release_pending`,
-        `release_withdrawn`, `release_revoked`)."""
+        """A rollout of a published release, to devices that are not revoked. Raises NotFound (`no_release`,
+        `no_device`), Conflict (`release_pending`, `release_withdrawn`, `release_revoked`, `device_revoked`)."""
         at, identity = stamp(self._clock()), f"r-{secrets.token_hex(5)}"
         async with self._store.writing() as rows:
             release = await self._usable(rows, model, version)
-            devices = rollout.select(await rows.list("devices"), to)
-            if not devices:
-                raise NotFound("no device is meant by this", code="no_device", to=dict(to))
+            devices = await self._meant(rows, to)
             begun = await begin(rows, identity, release, to, actor.name, at)
             for device in devices:
                 await assign(rows, begun, device, at)
@@ -136,6 +136,26 @@ class Rollouts:
             await record(rows, at, actor, "rollout.start", identity, release=f"{model} {version}", devices=len(devices))
         self._changed(devices)
         return await self.get(identity)
+
+    @staticmethod
+    async def _meant(rows: Rows, to: Mapping[str, Any]) -> list[str]:
+        known = await rows.list("devices")
+        meant = rollout.select(known, to)
+        revoked = {one["id"] for one in known if one["revoked_at"] is not None}
+        devices = [one for one in meant if one not in revoked]
+        if devices:
+            return devices
+        if meant:
+            names = ", ".join(meant[:NAMED]) + (", …" if len(meant) > NAMED else "")
+            raise Conflict(
+                f"every device that is meant by this is revoked: {names}; `interlock device token --device ID` lets "
+                "one come back",
+                code="device_revoked",
+                to=dict(to),
+            )
+        waiting = to.get("device") and await rows.list("enrolments", device=to["device"], state="waiting", limit=1)
+        why = f"{to['device']} waits for approval" if waiting else "no device is meant by this"
+        raise NotFound(why, code="no_device", to=dict(to))
 
     @staticmethod
     async def _usable(rows: Rows, model: str, version: str) -> Row:

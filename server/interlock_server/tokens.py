@@ -5,6 +5,7 @@ digest.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from interlock_server.auditing import record
@@ -14,6 +15,7 @@ from interlock_server.ports import Clock, Store
 from interlock_shared.errors import Forbidden, NotFound
 
 SYSTEM = Actor("server", "admin", "local")
+Keep = Callable[[str], Awaitable[None]]
 SECRET_BYTES = 32  # random, so that nothing can be guessed
 
 
@@ -23,15 +25,18 @@ class Tokens:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
 
-    async def first(self) -> str | None:
-        """The admin token of a new installation; None when there has been a token before."""
+    async def first(self, keep: Keep | None = None) -> str | None:
+        """The admin token of a new installation; None when there has been a token before. `keep` is as of `create`."""
         async with self._store.reading() as rows:
             if await rows.list("api_tokens", limit=1):
                 return None
-        return str((await self.create(SYSTEM, "first", "admin"))["token"])
+        return str((await self.create(SYSTEM, "first", "admin", keep))["token"])
 
-    async def create(self, actor: Actor, name: str, role: str) -> dict[str, Any]:
-        """A new token: `{"id", "name", "role", "token"}`. Raises Invalid for an unknown role."""
+    async def create(self, actor: Actor, name: str, role: str, keep: Keep | None = None) -> dict[str, Any]:
+        """A new token: `{"id", "name", "role", "token"}`. Where `keep`, which is given it, fails, there is none.
+
+        Raises Invalid for an unknown role.
+        """
         check_role(role)
         token, identity, at = (
             API_TOKEN + secrets.token_urlsafe(SECRET_BYTES),
@@ -50,6 +55,8 @@ class Tokens:
                 revoked_at=None,
             )
             await record(rows, at, actor, "token.create", identity, name=name, role=role)
+            if keep is not None:
+                await keep(token)
         return {"id": identity, "name": name, "role": role, "token": token}
 
     async def listing(self) -> list[dict[str, Any]]:

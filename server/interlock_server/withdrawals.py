@@ -47,7 +47,9 @@ async def move(rows: Rows, devices: Iterable[str], at: str, by: str = "server") 
     withdrawn = await rows.list("releases", state=WITHDRAWN)
     for device in devices if withdrawn else ():
         row = await rows.find("devices", id=device)
-        units = ((row or {}).get("reported") or {}).get("units", {})
+        if row is None or row["revoked_at"] is not None:  # it hears of nothing; when it comes back it reports
+            continue
+        units = (row["reported"] or {}).get("units", {})
         for one in withdrawn:
             unit = units.get(one["model"]) or {}
             wishes = await rows.list("assignments", order="number", newest=True, device=device, unit=one["model"])

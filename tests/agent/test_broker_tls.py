@@ -15,9 +15,9 @@ from interlock_agent.adapters.broker import Broker
 from interlock_server.adapters.device_ca import DeviceCA
 from interlock_server.adapters.embedded_broker import EmbeddedBroker
 from interlock_server.core.mqtt_rules import SERVER
-from interlock_server.mqtt_stream import tls_context
 from interlock_shared import topics
 from interlock_shared.errors import Invalid
+from tests.rig.broker_tls import tls_context
 from tests.server.raw_mqtt import CONNECTED, Card, connect, dial, publish, subscribe
 
 DESIRED = topics.device_topic("desired", "edge-1")

@@ -14,12 +14,12 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
-from interlock_server.mqtt_stream import tls_context
 from interlock_shared import topics
 from tests.attacks.impostor import Impostor
 from tests.attacks.thief import Thief
 from tests.e2e.traffic import Traffic
 from tests.e2e.world import MODEL, Watcher, World, watched, world
+from tests.rig.broker_tls import tls_context
 from tests.rig.fleet import until
 
 DEVICE = "press-7"

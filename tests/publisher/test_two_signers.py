@@ -265,6 +265,9 @@ async def test_the_second_signer_is_not_shown_something_else(
                 patch.setattr(Api, "get", lying)
                 with pytest.raises(Untrusted):
                     await signing.pending(api, signers.second, "detector", "1.4.0", now)
+        with pytest.raises(Untrusted, match="clock"):
+            await signing.pending(api, signers.second, "detector", "1.4.0", now - timedelta(days=2))
+        await signing.pending(api, signers.second, "detector", "1.4.0", now - timedelta(hours=2))  # a zone set wrongly
         what = await signing.pending(api, signers.second, "detector", "1.4.0", now)
         assert what.previous is None
         assert what.signed_by == (signers.keyids[0],)

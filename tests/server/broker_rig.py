@@ -13,8 +13,8 @@ from interlock_server.adapters.device_ca import DeviceCA
 from interlock_server.adapters.embedded_broker import EmbeddedBroker
 from interlock_server.core import mqtt
 from interlock_server.core.mqtt_rules import SERVER
-from interlock_server.mqtt_stream import tls_context
 from interlock_shared import topics
+from tests.rig.broker_tls import tls_context
 from tests.server.raw_mqtt import CONNECTED, Card, Peer, connect, dial, subscribe
 
 ALL = tuple(topics.any_device(kind) for kind in topics.DEVICE_MAY_PUBLISH)

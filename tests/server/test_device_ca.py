@@ -141,7 +141,7 @@ def test_files_are_kept_and_renewed_in_time(tmp_path: Path) -> None:
     (tmp_path / "server.pem").write_bytes(b"torn")
     assert again.server_files(["localhost"])[0].read_bytes() != b"torn"
     (tmp_path / "tls_ca.pem").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(Invalid, match=r"tls_ca\.pem"):
         DeviceCA.open(tmp_path)
 
 

@@ -284,6 +284,7 @@ def test_the_settings_are_shown_and_written(tmp_path: Path, capsys: pytest.Captu
     assert main(["broker-config", "nats", f"--data={tmp_path}/none", "--device=../x"]) == 2
     assert "no device's id" in capsys.readouterr().err
     out = tmp_path / "emqx"
+    DeviceCA.open(tmp_path / "data" / "keys")  # what a server has made
     words = ["broker-config", "emqx", f"--data={tmp_path}/data", f"--output={out}", "--host=broker.example"]
     assert main([*words, "--folder=/opt/there"]) == 0
     assert sorted(one.name for one in out.iterdir()) == sorted(

@@ -14,9 +14,9 @@ import pytest
 
 from interlock_server.adapters.device_ca import DeviceCA
 from interlock_server.adapters.embedded_broker import EmbeddedBroker
-from interlock_server.mqtt_stream import tls_context
 from interlock_shared import canonical, plot, topics, trust
 from interlock_shared.documents import Distributions, Sketch, Verdict
+from tests.rig.broker_tls import tls_context
 from tests.server.fleet_fixture import Device, Fleet, Json, opened, running
 
 

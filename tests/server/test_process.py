@@ -20,6 +20,7 @@ import pytest
 from interlock_server import __version__, config
 from interlock_server.__main__ import main
 from interlock_server.adapters.broker import Address
+from interlock_server.adapters.device_ca import DeviceCA
 from interlock_shared.errors import Invalid
 
 COMMAND = [sys.executable, "-m", "interlock_server", "run", "--listen", "127.0.0.1:0", "--broker-listen", "127.0.0.1:0"]
@@ -97,6 +98,7 @@ def test_wrong_options_are_explained(arguments: list[str], capsys: pytest.Captur
 
 def test_a_folder_that_cannot_be_had_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("no folder")
+    DeviceCA.open(tmp_path / "keys")
     words = ["broker-config", "mosquitto", "--data", str(tmp_path), "--host", "b.example", "--output"]
     assert main([*words, str(tmp_path / "file" / "sub")]) == 1
     assert f"interlock-server: {tmp_path}/file" in capsys.readouterr().err

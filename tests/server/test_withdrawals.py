@@ -116,6 +116,16 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
         await store.close()
 
 
+async def test_a_revoked_device_is_asked_for_nothing(shop: Shop) -> None:
+    await shop.stock("one", "stolen")
+    for version in ("1.0.0", "1.1.0"):
+        await shop.to(version, "one", "stolen")
+    async with shop.store.writing() as rows:
+        await rows.change("devices", {"id": "stolen"}, revoked_at="2026-02-01T00:00:00Z")
+    assert await shop.withdrawals.withdraw(ADA, MODEL, "1.1.0", "misses pallets") == ["one"]
+    assert await shop.wanted("stolen") == "1.0.0"  # what was wanted of it before
+
+
 async def test_each_device_goes_where_it_has_been(shop: Shop) -> None:
     await shop.stock("old", "new", "before", "trial", "file", "rejects")
     await shop.to("1.0.0", "old", "before", "trial", "rejects")

@@ -73,9 +73,12 @@ class _Authority:
             durable.replace_file(path, _pem(_self_signed(self.key, title, now)))
         self.pem = path.read_bytes()
         # More than one: what is trusted; the first is the one that signs.
-        self.certificate = x509.load_pem_x509_certificates(self.pem)[0]
+        try:
+            self.certificate = x509.load_pem_x509_certificates(self.pem)[0]
+        except ValueError:
+            raise _broken(path, "not a certificate") from None
         if self.certificate.public_key() != self.key.public_key():
-            raise ValueError(f"{path}: its first certificate is not of the key beside it")
+            raise _broken(path, "its first certificate is not of the key beside it")
 
     def sign(
         self,
@@ -118,7 +121,7 @@ class DeviceCA:
 
     @classmethod
     def open(cls, folder: Path, clock: Callable[[], datetime] = utc_now) -> DeviceCA:
-        """The authorities of that folder. Raises OSError, ValueError on a broken file."""
+        """The authorities of that folder. Raises OSError, Invalid (`broken_store`)."""
         return cls(folder, clock)
 
     @property
@@ -263,10 +266,17 @@ def request_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey | Ed25519PublicKey:
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not path.exists():
         durable.replace_file(path, _private(ec.generate_private_key(ec.SECP256R1())), mode=0o600)
-    key = load_pem_private_key(path.read_bytes(), None)
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{path}: not an elliptic curve key")
+        raise _broken(path, "not a private key on an elliptic curve")
     return key
+
+
+def _broken(path: Path, what: str) -> Invalid:
+    return Invalid(f"{path}: {what}; restore it from a backup", code="broken_store")
 
 
 def _self_signed(key: ec.EllipticCurvePrivateKey, title: str, now: datetime) -> x509.Certificate:

@@ -14,12 +14,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 
 from interlock_shared import durable, trust
 from interlock_shared.base import Signed
+from interlock_shared.errors import Invalid
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +29,12 @@ NAMES = ("snapshot", "timestamp", "director")
 
 
 def _load(path: Path) -> CryptoSigner:
-    private = load_pem_private_key(path.read_bytes(), None)
+    try:
+        private = load_pem_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        private = None
     if not isinstance(private, Ed25519PrivateKey):
-        raise ValueError(f"{path}: not an Ed25519 key")
+        raise Invalid(f"{path}: not an Ed25519 private key; restore it from a backup", code="broken_store")
     return CryptoSigner(private)
 
 
@@ -47,7 +52,7 @@ class OnlineKeys:
 
     @classmethod
     def open(cls, folder: Path) -> OnlineKeys:
-        """Keys of that folder. Blocks. Raises OSError, ValueError on a broken file."""
+        """Keys of that folder. Blocks. Raises OSError, Invalid (`broken_store`)."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         keys = cls(folder)
         for name in NAMES:

@@ -168,7 +168,10 @@ def wanted(wishes: Iterable[Wish]) -> dict[str, Wish]:
 
 
 def select(devices: Sequence[Mapping[str, Any]], to: Mapping[str, Any]) -> list[str]:
-    """Ids of the devices that `{"device": id}`, `{"labels": {…}}` (all of them) or `{"all": true}` means, in order."""
+    """Ids of the devices that `{"device": id}`, `{"labels": {…}}` (all of them) or `{"all": true}` means, in order.
+
+    Revoked ones too: the caller says what of these.
+    """
     if to.get("device") is not None:
         return [one["id"] for one in devices if one["id"] == to["device"]]
     labels = dict(to.get("labels") or {})

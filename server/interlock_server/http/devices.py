@@ -48,6 +48,8 @@ async def uninvite(request: web.Request) -> web.Response:
 
 async def enrol(request: web.Request) -> web.Response:
     """Use an enrolment token; 202: the device waits for approval and asks again"""
+    if not request.secure:  # the token would have been read by who listens; and nothing says that we are we
+        raise Forbidden(f"devices enrol over TLS: {server_url(request)}", code="tls_needed")
     sent = await body(request, models.EnrolBody, 64 * 1024)
     known = services(request)
     joined = await known.identities.enrol(sent.token, sent.csr, sent.name, sent.agent, request.remote or "")

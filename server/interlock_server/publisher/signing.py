@@ -10,7 +10,7 @@ import asyncio
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from securesystemslib.signer import Signer
@@ -30,6 +30,7 @@ from interlock_shared.revocation import Revoked
 
 Json = dict[str, Any]
 PUBLISH, REVOKE = "publish", "revoke"
+CLOCKS_APART = timedelta(days=1)  # of two signers: a machine's clock may be behind, or in another zone
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ async def pending(api: Api, folder: KeyFolder, model: str, version: str, now: da
         data = base64.b64decode(str(said["manifest"])) if action == PUBLISH else b""
     except Exception as bad:  # noqa: BLE001 - python-tuf lets parsers' own errors through
         raise Untrusted(f"server: what it gives to sign is no metadata: {bad}", code="bad_proposal") from None
-    if not isinstance(proposed.signed, Targets) or not now < proposed.signed.expires <= keys.expires(now):
-        raise Untrusted("server: what it gives to sign expires at another time than it should", code="bad_proposal")
+    _check_expiry(proposed.signed, now)
     if action == PUBLISH:
         expected = added(chain.role, model, version, data, proposed.signed.expires)
         if name in chain.targets:
@@ -139,6 +139,19 @@ async def pending(api: Api, folder: KeyFolder, model: str, version: str, now: da
         signed_by=tuple(sorted(result.signed)),
         may_sign=tuple(sorted({**result.signed, **result.unsigned})),
         threshold=result.threshold,
+    )
+
+
+def _check_expiry(signed: Any, now: datetime) -> None:
+    if not isinstance(signed, Targets):
+        raise Untrusted("server: what it gives to sign is not a release role's", code="bad_proposal")
+    if now < signed.expires <= keys.expires(now) + CLOCKS_APART:
+        return
+    end, here = signed.expires.strftime("%Y-%m-%d"), now.strftime("%Y-%m-%d %H:%M")
+    raise Untrusted(
+        f"server: what it gives to sign expires on {end}, not within {keys.EXPIRY.days} days of this machine's clock, "
+        f"{here} UTC; is the clock right, here and where the first signed?",
+        code="bad_proposal",
     )
 
 

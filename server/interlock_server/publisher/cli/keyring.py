@@ -20,7 +20,7 @@ from interlock_shared.errors import Conflict
 
 app = output.group("The keys that say a release is genuine: files, hardware tokens, a cloud's KMS. They never leave.")
 
-Role = Annotated[str, typer.Argument(metavar="ROLE", help="root, targets, or release-MODEL.")]
+Role = Annotated[str, typer.Argument(metavar="ROLE", help="root, targets, release-MODEL, or sideload.")]
 
 
 @app.command()
@@ -37,7 +37,7 @@ def init(
 
     For several holders see [bold]interlock root init[/bold].
 
-    Example: interlock keys init --model detector --keys ~/keys --server http://updates:8080 --token ilk_…
+    Example: interlock keys init --model detector --keys ~/keys --server https://updates:8443 --token ilk_…
     """
     folder = holding.folder(keys, passphrase_file, none=no_passphrase)
     answer = output.with_api(server, token, lambda api: release.trust(api, folder, model, output.now()))
@@ -186,7 +186,7 @@ def publish(
 ) -> None:
     """Sign a release and publish it: missing segments first, then the word that they are a release.
 
-    Example: interlock publish detector-1.4.0.bundle --server http://updates:8080 --token ilk_… --keys ~/keys
+    Example: interlock publish detector-1.4.0.bundle --server https://updates:8443 --token ilk_… --keys ~/keys
     """
     folder = holding.folder(keys, passphrase_file)
     parcel = _parcel(where)

@@ -32,7 +32,7 @@ from interlock_agent.adapters.programs import OwnersPrograms
 from interlock_agent.adapters.slots import SlotFolders
 from interlock_agent.adapters.systemd import notify
 from interlock_agent.config import Config
-from interlock_agent.core.times import rfc3339, seconds
+from interlock_agent.core import time_floor
 from interlock_agent.description import Describer
 from interlock_agent.engine import Engine
 from interlock_agent.guard import Guard
@@ -90,9 +90,7 @@ class Agent:
         stored = await self.engine.load()
         self.fetcher.stored = stored
         await anchor.settle(stored, self.journal, await asyncio.to_thread(self.identity.embedded_root))
-        floor = stored.meta.get("clock_floor")
-        if floor:
-            self.clock.raise_floor(seconds(str(floor)))
+        self.clock.raise_floor(time_floor.of(stored.meta))
         self._connect_link()
         await self.engine.start()
         if self.link is not None:
@@ -172,7 +170,7 @@ class Agent:
             await self.clock.sleep(FLOOR_EVERY_S)
             if self.clock.floor():
                 try:
-                    await self.journal.put_meta({"clock_floor": rfc3339(self.clock.floor())})
+                    await self.journal.put_meta(time_floor.fact(self.engine.stored.meta, self.clock.floor()))
                 except Later as error:  # a full disk: the floor of an hour ago is still one
                     log.warning("the time floor was not kept: %s", error.message)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from interlock_agent.config import Config
-from interlock_agent.core import sideloads
+from interlock_agent.core import sideloads, time_floor
 from interlock_agent.core.records import UnitRecord
 from interlock_agent.core.states import RESTING, Phase
 from interlock_agent.core.times import rfc3339, seconds
@@ -154,7 +154,7 @@ class Describer:
             "fingerprint": shared.fingerprint,
             "fingerprint_sha256": shared.fingerprint_sha256,
             "units": await self._units_now(),
-            "clock_floor": meta.get("clock_floor"),
+            "clock_floor": time_floor.told(meta),
             "refused": dict(self.refused),
             "notes": self._notes(),
         }

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from interlock_agent.core import time_floor
 from interlock_agent.core.retry import backoff
 from interlock_agent.core.times import rfc3339, seconds
 from interlock_agent.engine import Engine
@@ -108,7 +109,7 @@ class Link:
             return {}
         clock = self._ports.clock
         clock.raise_floor(min(seconds(desired.issued_at), seconds(str(until))))
-        return {"clock_floor": rfc3339(clock.floor())}
+        return time_floor.fact(self._engine.stored.meta, clock.floor())
 
     async def _believe(self, look: Callable[[], Found], asked: bool) -> Found:
         """What `look` finds; once more with fresh trust where the director may be a new one."""

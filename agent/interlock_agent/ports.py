@@ -24,6 +24,9 @@ class Clock(Protocol):
     def raise_floor(self, seconds: float) -> None:
         """Believe a signed time. Never lowers the floor."""
 
+    def forget_floor(self) -> None:
+        """Believe no time that was signed before."""
+
     def behind(self) -> float:
         """Seconds by which the machine's clock lies below the floor; 0 when it does not."""
 

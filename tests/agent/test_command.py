@@ -125,6 +125,9 @@ class Ticking:
     def raise_floor(self, seconds: float) -> None:
         del seconds
 
+    def forget_floor(self) -> None:
+        raise AssertionError
+
     def behind(self) -> float:
         return 0.0
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 from securesystemslib.signer import CryptoSigner
 
 from interlock_agent import link as links
+from interlock_agent.core import time_floor
 from interlock_agent.core.times import rfc3339
 from interlock_agent.ports import Ports, Stored
 from interlock_shared import canonical, trust
@@ -123,7 +124,7 @@ def test_a_wish_is_believed_journaled_and_then_acted_upon() -> None:
     async def story() -> None:
         await world.link.message("desired", desired(5))
         assert world.journal.memory.meta["desired_at"] == [1, 5]
-        assert world.journal.memory.meta["clock_floor"] == rfc3339(EPOCH)
+        assert world.journal.memory.meta["clock_floor"] == [0, rfc3339(EPOCH)]
         assert [order["detector"].assignment for order in world.engine.orders] == ["w5"]
         for counter in (5, 4, 1):  # repeated, replayed, reordered
             await world.link.message("desired", desired(counter))
@@ -181,7 +182,7 @@ def test_a_signed_time_raises_the_floor_only_as_far_as_the_metadata_vouches() ->
         world.knows()
         world.engine.stored.meta["signed_until"] = until
         world.run(world.link.message("desired", desired(1)))
-        assert world.journal.memory.meta.get("clock_floor") == floor
+        assert time_floor.told(world.journal.memory.meta) == floor
 
 
 def test_a_new_director_epoch_is_looked_up_and_an_old_one_is_not_believed() -> None:

@@ -26,6 +26,9 @@ class Clock:
     def raise_floor(self, seconds: float) -> None:
         raise AssertionError(seconds)
 
+    def forget_floor(self) -> None:
+        raise AssertionError
+
     def behind(self) -> float:
         return 0.0
 

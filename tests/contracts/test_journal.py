@@ -6,13 +6,14 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from interlock_agent.adapters.journal import SqliteJournal
+from interlock_agent.core import ledger
 from interlock_agent.core.records import Quarantined, Transition
 from interlock_agent.core.states import Phase
 from interlock_shared.errors import Later
@@ -210,6 +211,64 @@ async def test_a_broken_ledger_is_set_aside_too(tmp_path: Path) -> None:
     await journal.close()
 
 
+def _ledger(**other: Any) -> bytes:
+    return json.dumps({"schema": "interlock.ledger/1", "spent": {}, "quarantine": [], "facts": {}} | other).encode()
+
+
+FACTS: dict[str, tuple[Any, ...]] = {
+    "floors": (7, None, [], {"root": "x"}, {"root": -1}, {"root_sha256": 4}, {"delegated": {"a": 1}}),
+    "director": (7, {}, {"epoch": "x"}, {"epoch": 1, "keys": []}),
+    "desired_at": (7, [1], ["a", "b"], {"epoch": 1}),
+    "clock_floor": (7, "2026-01-01T00:00:00Z", [0, "soon"], [0]),
+    "revoked": (7, [], {"detector": []}, {"detector": {"x": 1}}),
+}
+MISSHAPEN = {
+    "null": b"null",
+    "a list": b"[]",
+    "a number": b"7",
+    "nothing in it": b"{}",
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "another schema": _ledger(schema="interlock.ledger/9"),
+    "spent is a list": _ledger(spent=[1]),
+    "spent is no number": _ledger(spent={"try:x": "2"}),
+    "spent is larger than a database's number": _ledger(spent={"try:x": 2**80}),
+    "quarantine is an object": _ledger(quarantine={"a": 1}),
+    "an entry of the quarantine is none": _ledger(quarantine=[7]),
+    "an entry with another field": _ledger(quarantine=[{**asdict(FAILED), "colour": "red"}]),
+    "an entry without a field": _ledger(quarantine=[{"key": "x"}]),
+    "facts are a list": _ledger(facts=[]),
+    **{f"{name} is {value!r}": _ledger(facts={name: value}) for name, values in FACTS.items() for value in values},
+}
+
+
+@pytest.mark.parametrize("how", [how for how in MISSHAPEN if how not in ("null", "deep")])
+def test_what_is_no_ledger_is_told_by_its_field(how: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^(no document|spent|quarantine|facts|floors|director|desired|clock|revoked)"
+    ):
+        ledger.of_document(json.loads(MISSHAPEN[how]))
+
+
+@pytest.mark.parametrize("how", ["a list", "deep", "spent is a list", "floors is {'root': 'x'}"])
+@pytest.mark.parametrize("lost", [False, True], ids=["journal", "no journal"])
+async def test_a_ledger_of_another_shape_is_as_good_as_a_torn_one(tmp_path: Path, how: str, lost: bool) -> None:
+    await filled(tmp_path)
+    if lost:
+        await asyncio.to_thread((tmp_path / "journal.db").unlink)
+    await asyncio.to_thread((tmp_path / "ledger.json").write_bytes, MISSHAPEN[how])
+    journal = SqliteJournal(tmp_path, DEVICE)
+    stored = await journal.load()
+    assert [note for note in stored.notes if "ledger" in note and "state_lost" in note]
+    assert [path.name for path in tmp_path.glob("ledger.json.broken-*")]
+    if not lost:
+        assert (stored.meta["floors"], stored.meta["director"]) == ({"root": 3}, {"epoch": 2}), "they are the journal's"
+    await journal.put_meta({"floors": {"root": 4}})
+    await journal.close()
+    again = SqliteJournal(tmp_path, DEVICE)
+    assert (await again.load()).notes == [], "and the next one is whole"
+    await again.close()
+
+
 class Failing(sqlite3.Connection):
     """A database whose disk refuses the commit."""
 
@@ -252,11 +311,11 @@ async def test_a_journal_that_is_gone_or_older_is_lifted_to_the_floors_of_the_le
     one, _, _ = await opened()
     old = {"floors": {"root": 1, "targets": 3}, "director": {"epoch": 1, "keys": {}}, "desired_at": [1, 7]}
     new = {"floors": {"root": 2, "targets": 1}, "director": {"epoch": 2, "keys": {}}, "desired_at": [2, 1]}
-    await one.put_meta({**old, "clock_floor": "2026-01-01T00:00:00.000000Z"})
+    await one.put_meta({**old, "clock_floor": [0, "2026-01-01T00:00:00.000000Z"]})
     await one.close()
     image = (tmp_path / "journal.db").read_bytes()
     one, _, _ = await opened()
-    await one.put_meta({**new, "clock_floor": "2026-02-01T00:00:00.000000Z"})
+    await one.put_meta({**new, "clock_floor": [0, "2026-02-01T00:00:00.000000Z"]})
     await one.commit(transition(spend=KEY))
     await one.close()
     for how in ("older", "gone"):
@@ -266,6 +325,6 @@ async def test_a_journal_that_is_gone_or_older_is_lifted_to_the_floors_of_the_le
             (tmp_path / "journal.db").unlink()
         one, meta, notes = await opened()
         assert {name: meta[name] for name in new} == new, how
-        assert meta["clock_floor"].startswith("2026-02")
+        assert meta["clock_floor"][1].startswith("2026-02")
         assert bool(notes) is (how == "gone"), "and it is told"
         await one.close()

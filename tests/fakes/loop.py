@@ -69,6 +69,10 @@ class VirtualClock:
         """Never lowers it."""
         self.signed = max(self.signed, seconds - self._loop.virtual)
 
+    def forget_floor(self) -> None:
+        """The keys that said it were taken away."""
+        self.signed = 0.0
+
     def behind(self) -> float:
         """Seconds."""
         return max(0.0, self.floor() - self.now())

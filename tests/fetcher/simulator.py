@@ -134,6 +134,14 @@ class Simulator:
         above.delegations.roles[role] = DelegatedRole(role, [], 1, terminating, paths=list(paths))
         above.add_key(key.public_key, role)
 
+    def redelegate(self, role: str, parent: str = "targets") -> None:
+        """Another key for a role below another one; nothing is published yet."""
+        above = self.signed[parent]
+        for key in self.keys[role]:
+            above.revoke_key(key.public_key.keyid, role)
+        self.keys[role] = [CryptoSigner.generate_ed25519()]
+        above.add_key(self.keys[role][0].public_key, role)
+
     def add(self, path: str, data: bytes, role: str = "targets") -> None:
         """A target; nothing is published yet."""
         target = TargetFile.from_data(path, data, ["sha256"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 import stat
 import threading
@@ -20,6 +19,7 @@ import pytest
 from interlock_agent.adapters.clock import SystemClock as Clock
 from interlock_agent.adapters.fetch_client import FetcherProcess
 from interlock_agent.adapters.identity import Identity
+from interlock_agent.core.times import rfc3339
 from interlock_agent.fetcher import credentials, enrolment
 from interlock_agent.fetcher.http import Server
 from interlock_agent.fetcher.messages import Job
@@ -317,6 +317,48 @@ async def test_a_new_pair_that_the_server_does_not_know_is_given_up(fleet: Fleet
     await joined.known()
 
 
+async def test_a_new_pair_of_another_authority_is_given_up(joined: Joined, tmp_path: Path) -> None:
+    """The server began anew between the two steps, say: it does not even let that certificate in."""
+    before, pair = joined.key(), credentials.renewed_file(joined.state)
+    stranger = await off(DeviceCA.open, tmp_path / "other")
+    key = credentials.new_key("p256")
+    issued = stranger.issue(credentials.request_of(key, DEVICE).encode(), DEVICE, datetime.now(UTC), timedelta(days=1))
+    await off(credentials.keep_pair, pair, key, issued.pem.decode())
+    with pytest.raises(Unreachable) as refused:
+        await joined.renew()
+    assert refused.value.code == "certificate_refused", refused.value.message
+    assert not pair.exists()
+    assert joined.key() == before
+    await joined.renew()
+    await joined.known()
+
+
+async def test_a_new_pair_waits_where_the_server_is_away(joined: Joined) -> None:
+    pair = credentials.renewed_file(joined.state)
+    away = replace(joined, job=replace(joined.job, server="https://127.0.0.1:9"))
+    await off(pair.write_bytes, joined.key())
+    with pytest.raises(Unreachable):
+        await away.renew()
+    assert pair.exists()
+
+
+async def test_metadata_comes_from_a_server_whose_certificate_the_time_floor_calls_expired(
+    joined: Joined,
+) -> None:
+    """A thief with all its keys has driven the floor up; the root that takes them away must get through."""
+    identity, stored = await off(Identity, joined.state), Stored()
+    clock = Clock()
+    stored.meta["clock_floor"] = [0, rfc3339(clock.now() + 200 * 86_400)]
+    fetcher = FetcherProcess(joined.state, DEVICE, identity.facts, clock, stored)
+    with pytest.raises(Unreachable) as refused:
+        await fetcher.poll()
+    assert refused.value.code == "unknown_server"
+    facts = await fetcher.refresh()
+    assert facts["floors"]["root"] >= 1
+    stored.meta["floors"] = {**facts["floors"], "clock_root": 2}  # a root that took the timestamp's keys away
+    await fetcher.poll()
+
+
 async def test_a_revoked_device_is_told_so(fleet: Fleet, joined: Joined) -> None:
     await fleet.admin.post(f"/v1/devices/{DEVICE}/revoke", {"reason": "gone"})
     with pytest.raises(Forbidden) as refused:
@@ -337,36 +379,3 @@ async def test_an_expired_certificate_is_refused_and_a_token_for_the_device_help
         now[0] -= timedelta(days=366)
         await enrol(await invited(fleet, device.state, device=DEVICE))
         await device.known()
-
-
-def test_dates_are_judged_by_the_floor_alone(tmp_path: Path) -> None:
-    then = datetime.now(UTC) - timedelta(days=400)
-    old = DeviceCA.open(tmp_path / "ca", lambda: then)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*old.server_files(["127.0.0.1"]))  # it expired long ago
-    authority = credentials.context(old.tls_ca.decode(), None)
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None: ...
-
-        def do_GET(self) -> None:
-            data = json.dumps({"a": 1}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        url = f"https://127.0.0.1:{server.server_address[1]}"
-        known = Server(url, authority, floor=(then + timedelta(days=10)).timestamp())
-        assert known.get("/", 100) == b'{"a": 1}'  # a device without a clock gets through
-        known.close()
-        late = Server(url, authority, floor=datetime.now(UTC).timestamp())
-        with pytest.raises(Unreachable) as refused:
-            late.get("/", 100)
-        assert refused.value.code == "unknown_server"
-        server.shutdown()
-        thread.join()

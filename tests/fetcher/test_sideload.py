@@ -34,6 +34,9 @@ class Clock:
     def raise_floor(self, seconds: float) -> None:
         del seconds
 
+    def forget_floor(self) -> None:
+        raise AssertionError
+
     def behind(self) -> float:
         return 0.0
 

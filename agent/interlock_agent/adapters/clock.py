@@ -3,6 +3,7 @@
 - The wall clock never counts below its floor: a device without a battery wakes up in 1970.
 - The floor is raised by times that were signed, and by time that has passed since; never by the wall clock, which may
   be years ahead: what it says is followed while it says so, and never remembered.
+- It falls only with the keys that have said it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ class SystemClock:
         """Never lowers it."""
         if seconds > self.floor():
             self._floor, self._floor_set = seconds, self.monotonic()
+
+    def forget_floor(self) -> None:
+        """What was said of the time counts no more: the keys that said it were taken away."""
+        self._floor = 0.0
 
     def floor(self) -> float:
         """The newest signed time and what has passed since, in suspend too; 0 before there was one."""

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from interlock_agent.core import time_floor
 from interlock_agent.core.revoked import installed
-from interlock_agent.core.times import rfc3339, seconds
+from interlock_agent.core.times import rfc3339
 from interlock_agent.fetcher import messages
 from interlock_agent.ports import Clock, Stored
 from interlock_agent.processes import ended
@@ -98,7 +99,8 @@ class FetcherProcess:
             floors=dict(self.stored.meta.get("floors") or {}),
             director_epoch=int(director.get("epoch", 0)),
             server=str(self._identity.get("server", "")),
-            clock_floor=seconds(str(self.stored.meta.get("clock_floor") or "1970-01-01T00:00:00Z")),
+            clock=now - self._clock.behind(),
+            clock_floor=time_floor.of(self.stored.meta),
             facts=self.facts,
             installed={unit: installed(record) for unit, record in self.stored.units.items()},
             descriptor=descriptor,

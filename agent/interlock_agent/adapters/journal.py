@@ -24,27 +24,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from interlock_agent.core import revoked
+from interlock_agent.core import ledger
 from interlock_agent.core.records import Quarantined, Transition, from_document, to_document
-from interlock_agent.core.revoked import REVOKED
 from interlock_agent.ports import Stored
 from interlock_shared import durable
 from interlock_shared.documents import EVENT_SCHEMA
 from interlock_shared.errors import Later, NoSpace
-from interlock_shared.floors import merged
 
 T = TypeVar("T")
 
 SCHEMA = 1
 HISTORY_MAX = 10_000  # transitions kept; the oldest go first
-HIGHER: dict[str, Callable[[Any, Any], Any]] = {  # facts that must never fall back, and which of two holds
-    "floors": merged,
-    "director": lambda one, two: max(one, two, key=lambda director: int(director["epoch"])),
-    "desired_at": max,
-    "clock_floor": max,
-    REVOKED: revoked.merged,
-}
-IN_LEDGER = tuple(HIGHER)
+IN_LEDGER = tuple(ledger.FACTS)
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS unit (name TEXT PRIMARY KEY, document TEXT NOT NULL);
@@ -154,36 +145,34 @@ class SqliteJournal:
         return aside.name
 
     def _refill(self, db: sqlite3.Connection) -> None:
-        ledger = self._read_ledger()
-        db.executemany("INSERT OR REPLACE INTO spent VALUES (?, ?)", list(ledger.get("spent", {}).items()))
-        rows = [Quarantined(**entry) for entry in ledger.get("quarantine", [])]
+        found = self._read_ledger()
+        db.executemany("INSERT OR REPLACE INTO spent VALUES (?, ?)", list(found.spent.items()))
         db.executemany(
             "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)",
-            [(q.key, q.payload_sha256, q.reason, q.version, q.at) for q in rows],
+            [(q.key, q.payload_sha256, q.reason, q.version, q.at) for q in found.quarantine],
         )
-        facts = ledger.get("facts", {})
-        db.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", [(k, json.dumps(v)) for k, v in facts.items()])
+        facts = [(name, json.dumps(value)) for name, value in found.facts.items()]
+        db.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", facts)
         db.commit()
 
     def _raise_facts(self, db: sqlite3.Connection) -> None:
-        for name, value in self._read_ledger().get("facts", {}).items():
+        for name, value in self._read_ledger().facts.items():
             known = self._fact(db, name)
-            higher = value if known is None else HIGHER[name](known, value) if name in HIGHER else known
+            higher = value if known is None else ledger.higher(name, known, value)
             if higher != known:
                 db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, json.dumps(higher)))
         db.commit()
 
-    def _read_ledger(self) -> dict[str, Any]:
+    def _read_ledger(self) -> ledger.Ledger:
         try:
-            ledger = json.loads(self._ledger_path.read_bytes())
+            return ledger.of_document(json.loads(self._ledger_path.read_bytes()))
         except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as bad:
+            return ledger.EMPTY
+        except (OSError, ValueError, RecursionError) as bad:
             aside = self._ledger_path.with_name(f"ledger.json.broken-{secrets.token_hex(2)}")
             durable.rename_folder(self._ledger_path, aside)
             self._notes.append(f"state_lost: the ledger could not be read ({bad}); it is kept as {aside.name}")
-            return {}
-        return dict(ledger) if isinstance(ledger, dict) else {}
+            return ledger.EMPTY
 
     def _write_ledger(
         self, db: sqlite3.Connection, facts: dict[str, Any], spend: str, quarantine: tuple[Quarantined, ...]
@@ -193,7 +182,7 @@ class SqliteJournal:
             spent[spend] = spent.get(spend, 0) + 1
         entries = [asdict(entry) for entry in (*self._quarantine(db), *quarantine)]
         known = {name: self._fact(db, name) for name in IN_LEDGER} | facts
-        document = {"schema": "interlock.ledger/1", "spent": spent, "quarantine": entries}
+        document = {"schema": ledger.SCHEMA, "spent": spent, "quarantine": entries}
         document["facts"] = {name: value for name, value in known.items() if value is not None}
         durable.replace_file(self._ledger_path, json.dumps(document, sort_keys=True).encode())
 

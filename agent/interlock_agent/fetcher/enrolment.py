@@ -26,7 +26,7 @@ from interlock_agent.fetcher import credentials
 from interlock_agent.fetcher.http import Server
 from interlock_agent.fetcher.messages import Job
 from interlock_shared import __version__, canonical, durable, topics
-from interlock_shared.errors import Forbidden, Invalid, Unreachable, Untrusted
+from interlock_shared.errors import InterlockError, Invalid, Unreachable, Untrusted
 from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES
 
 MAX_ROTATIONS = 256  # of the root, before a first contact: one a quarter is 64 years
@@ -156,14 +156,23 @@ def renew(job: Job) -> dict[str, Any]:
         certificate = str(answer.get("certificate"))
         credentials.check_certificate(certificate, key, job.device)
         credentials.keep_pair(following, key, certificate)
-    path = topics.DEVICE_DESIRED.replace("{id}", job.device)
     try:
-        _with(job, credentials.of_device(state, following), lambda server: server.get(path, DOCUMENT_MAX_BYTES))
-    except (Forbidden, Invalid) as bad:
+        _used_once(job, following)
+    except InterlockError as bad:
+        if isinstance(bad, Unreachable) and bad.code != "certificate_refused":
+            # A server that does not even let it in may end the connection without a word, as a broken network does.
+            # Where the old one is heard at the same time, it is the new one that is not.
+            _used_once(job, credentials.pair_file(state))
         durable.remove(following)  # the server does not know it: begin anew with the old one
         raise Unreachable(f"the new certificate is not taken: {bad.message}", code="certificate_refused") from None
     credentials.take_over(state)
     return {"renewed": True}
+
+
+def _used_once(job: Job, pair: Path) -> None:
+    path = topics.DEVICE_DESIRED.replace("{id}", job.device)
+    context = credentials.of_device(Path(job.state_dir), pair)
+    _with(job, context, lambda server: server.get(path, DOCUMENT_MAX_BYTES))
 
 
 def _with(job: Job, context: ssl.SSLContext | None, ask: Any) -> Any:

@@ -22,7 +22,7 @@ KINDS = ("online", "archive", "unpack", "refresh", "poll", "enrol", "renew")
 
 @dataclass(frozen=True)
 class Job:
-    """One fetch. `now`: the time floor, seconds since the epoch, and `now_text` the same as documents write it;
+    """One fetch. `now`: seconds since the epoch, not below the time floor; `now_text`: the same as documents write it;
     `floors`: highest trusted version of each role; `facts`: what the device knows of itself, for a file's permit;
     `installed`: by unit (version, manifest digest, brought by the server) of what is here."""
 
@@ -41,6 +41,7 @@ class Job:
     installed: dict[str, Any] = field(default_factory=dict)
     descriptor: int = -1
     threads: int = 2
+    clock: float | None = None  # the machine's alone, in seconds since the epoch; None: as `now`
     clock_floor: float = 0.0  # the highest time that was ever told by a signed document: what expired before it, has
     token: str = ""  # of an enrolment, as the three below
     root_sha256: str = ""

@@ -5,7 +5,9 @@
 3. python-tuf walks root, timestamp, snapshot, targets, delegated role (TUF 1.0.x, §5), in a copy of the store that is
    thrown away: it neither syncs nor replaces its files atomically. At most 64 rotations of root a walk; what was
    reached is kept, and the next walk goes on from there.
-4. When a newer root has taken a threshold of a role's keys away, what those keys had signed is forgotten (§5.3.11).
+4. When a newer root has taken a threshold of a role's keys away, what those keys had signed is forgotten (§5.3.11),
+   and with the timestamp's what they had said of the time. When newer targets have done so with a delegated role's,
+   it begins anew; python-tuf compares snapshots before it sees targets, so the walk is then done without the old one.
 5. No role may end below its floor, whatever the files say: a torn store would accept an older repository.
 6. What is believed then goes into the store, file by file, durably, in the order of the walk: after a power cut the
    store is a walk that ended early.
@@ -19,7 +21,6 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -29,7 +30,8 @@ from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
-from interlock_agent.fetcher import stores
+from interlock_agent.fetcher import stored, stores
+from interlock_agent.fetcher.stored import HISTORY, signed_of
 from interlock_shared import canonical, durable, floors
 from interlock_shared.base import validate
 from interlock_shared.documents import DIRECTOR_SCHEMA, Director
@@ -42,7 +44,6 @@ ROTATIONS_MAX = 64  # of root, fetched in one walk; a device that slept longer g
 WALKS = 8  # in one job: a device that slept through more than 512 rotations goes on with the next
 ROLES_MAX = 32  # that are looked at for one target; ours are one below `targets`
 TIMESTAMP_MAX_BYTES = 16 * 1024  # names one file
-HISTORY = "root_history"  # every root from the embedded one on, as python-tuf keeps them
 RECOVERY = {"timestamp": ("timestamp",), "snapshot": ("snapshot", "timestamp"), "targets": ("targets", "snapshot")}
 
 logging.getLogger("tuf").setLevel(logging.ERROR)
@@ -86,24 +87,52 @@ class _Port(FetcherInterface):
 
 class Trust:
     """One refresh. `folder` keeps the metadata between refreshes; a fresh one knows nothing but the embedded root.
-    `now`: seconds since the epoch."""
+    `now`: seconds since the epoch, with what signed times say of it; `clock`: without."""
 
-    def __init__(self, root: bytes, folder: Path, source: MetadataSource, now: float) -> None:
-        self._folder, self._source, self._now = folder, source, now
+    def __init__(
+        self, root: bytes, folder: Path, source: MetadataSource, now: float, clock: float | None = None
+    ) -> None:
+        self._embedded, self._folder, self._source = root, folder, source
+        self._now, self._clock = now, now if clock is None else clock
+        durable.make_folder(folder / HISTORY, 0o700)
+        self._since = self.version("root") or 0  # which keys had signed what is in the store
+        self._forgotten: set[str] = set()
+        self._listed: dict[str, int] = {}  # what the old snapshot named, where the walk is done without it
+        self._begin()
+
+    def _begin(self) -> None:
         self._walk = stores.make()
         weakref.finalize(self, stores.remove, self._walk)
-        durable.make_folder(folder / HISTORY, 0o700)
         self._copy_store()
-        self._port = _Port(source, partial(_recover, self._walk, self.version("root", self._walk)))
+        self._port = _Port(self._source, self._last_root)
         try:
-            embedded = Metadata[Root].from_bytes(root).signed.version
+            embedded = Metadata[Root].from_bytes(self._embedded).signed.version
             self._updater = Updater(  # 1
-                str(self._walk), "metadata:/", fetcher=self._port, config=self._config(embedded), bootstrap=root
+                str(self._walk),
+                "metadata:/",
+                fetcher=self._port,
+                config=self._config(embedded),
+                bootstrap=self._embedded,
             )
         except (exceptions.RepositoryError, ValueError) as bad:
             raise Untrusted(f"the embedded root is not usable: {bad}", code="bad_root") from None
+        self._believe(self._now)
+
+    def _believe(self, now: float) -> None:
         # 2: there is no parameter for it; tests/fetcher holds that the attribute is still the one python-tuf reads
         self._updater._trusted_set.reference_time = _moment(now)  # noqa: SLF001
+
+    def _last_root(self, newest: int) -> None:
+        """Step 4, between the last root and the first timestamp, for what the store holds."""
+        for role in self._replaced(self._since, newest):
+            self._forgotten |= set(RECOVERY[role])
+            if role == "timestamp":
+                self._believe(self._clock)
+        for name in self._forgotten:
+            (self._walk / f"{name}.json").unlink(missing_ok=True)
+
+    def _replaced(self, since: int, newest: int) -> set[str]:
+        return floors.replaced(stored.chain(self._walk, since, newest)) if since else set()
 
     def _copy_store(self) -> None:
         (self._walk / HISTORY).mkdir()
@@ -126,7 +155,21 @@ class Trust:
 
     def refresh(self, known: Floors) -> Floors:
         """Steps 3 to 6 for the top-level roles; the new floors. Raises Untrusted, Unreachable, Later (`more_roots`)."""
-        return self._walked(known, TOP_ROLES, self._updater.refresh)[1]
+        self._since = self._since or int(known.get("root", 0))
+        try:
+            return self._walked(known, TOP_ROLES, self._updater.refresh)[1]
+        except Untrusted as refused:
+            listed = stored.versions(self._folder / "snapshot.json")
+            if refused.code != "bad_metadata" or not listed:
+                raise
+            first = refused
+        self._listed = listed
+        self._begin()
+        (self._walk / "snapshot.json").unlink()
+        try:
+            return self._walked(known, TOP_ROLES, self._updater.refresh)[1]
+        except InterlockError:
+            raise first from None
 
     def _walked(self, known: Floors, roles: tuple[str, ...], walk: Any, *arguments: Any) -> tuple[Any, Floors]:
         trouble: InterlockError | None = None
@@ -135,6 +178,8 @@ class Trust:
         except InterlockError as error:
             trouble, answer = error, None
         try:
+            for name in self._forgotten:  # before the roots: what took it away must not be there without it
+                durable.remove(self._folder / f"{name}.json")
             self._keep(self._roots())  # 6: also of a walk that ended early, as python-tuf does
             raised = self._raised(known, roles)  # 5
             self._keep(self._vouched_for())
@@ -165,15 +210,31 @@ class Trust:
 
     def _raised(self, known: Floors, roles: tuple[str, ...]) -> Floors:
         newest = self.version("root", self._walk) or 0
-        standing = dict(known)
-        if 0 < int(known.get("root", 0)) < newest:
-            standing = floors.recovered(known, floors.replaced(_chain(self._walk, int(known["root"]), newest)))  # 4
-        versions = ((role, self.version(role, self._walk)) for role in roles)
+        replaced = self._replaced(int(known.get("root", 0)), newest)
+        standing = floors.recovered(known, replaced)  # 4
+        if "timestamp" in replaced:
+            standing[floors.CLOCK_ROOT] = newest
+        versions = ((role, self.version(role, self._walk)) for role in (*roles, "targets"))
         found: Floors = {role: version for role, version in versions if version is not None}
+        delegated, targets = stored.delegated(self._walk), int(found.get("targets", 0))
+        if targets >= int(standing.get("targets", 0)):
+            standing = floors.relieved(standing, delegated, targets)
         root = Metadata[Root].from_file(str(self._walk / "root.json"))
         found[ROOT_DIGEST] = canonical.sha256(root.signed_bytes)  # whoever else signs it, it is the same root
         floors.check(standing, found)
-        return {**standing, **found}
+        self._check_listed(delegated)
+        entries = {role: floors.entry(delegated[role], targets) for role in found.keys() & delegated.keys()}
+        entries = {**(standing.get(floors.DELEGATED) or {}), **entries}
+        return {**standing, **found, **({floors.DELEGATED: entries} if entries else {})}
+
+    def _check_listed(self, delegated: dict[str, RoleKeys]) -> None:
+        """What python-tuf would have looked at, had it had the old snapshot. Raises Untrusted."""
+        now, before = stored.versions(self._walk / "snapshot.json"), stored.delegated(self._folder)
+        for role, version in self._listed.items():
+            anew = role in before and floors.taken_away(before[role], delegated.get(role))
+            if now.get(role, -1) < version and not (anew and role in now):
+                raise Untrusted(f"metadata: {role} went back from version {version}", code="bad_metadata")
+        self._listed = {}
 
     def _roots(self) -> list[Path]:
         return sorted((self._walk / HISTORY).glob("*.root.json"), key=lambda path: int(path.name.split(".")[0]))
@@ -195,12 +256,12 @@ class Trust:
 
     def version(self, role: str, folder: Path | None = None) -> int | None:
         """The version of a role's trusted file; None when there is none."""
-        signed = _signed((folder or self._folder) / f"{quote(role, '')}.json")
+        signed = signed_of((folder or self._folder) / f"{quote(role, '')}.json")
         return int(signed.version) if signed is not None else None
 
     def expires(self, role: str) -> str | None:
         """When a role's trusted file expires (RFC 3339); None when there is none."""
-        signed = _signed(self._folder / f"{quote(role, '')}.json")
+        signed = signed_of(self._folder / f"{quote(role, '')}.json")
         return str(signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ")) if signed is not None else None
 
     def until(self) -> str:
@@ -230,7 +291,7 @@ class Trust:
     def target(self, name: str, known: Floors) -> tuple[TargetFile, Floors]:
         """Steps 3 to 6 for a target, whoever signs it; the new floors. Raises NotFound, Untrusted, Unreachable."""
         target, raised = self._walked(known, TOP_ROLES, self._updater.get_targetinfo, name)
-        meta = _signed(self._walk / "snapshot.json").meta
+        meta = signed_of(self._walk / "snapshot.json").meta
         listed = {role: info.version for role, info in meta.items() if role not in ("root.json", "targets.json")}
         here = (role.removesuffix(".json") for role in listed)
         looked_at = [role for role in here if self.version(role, self._walk) == listed[f"{role}.json"]]
@@ -258,14 +319,14 @@ class Trust:
         floors. Raises Untrusted, Unreachable."""
         role, walk = release_role(model), self._updater.get_targetinfo
         _, raised = self._walked(known, (role,), walk, target_name(model, "0.0.0"))
-        signed = _signed(self._walk / f"{role}.json")
+        signed = signed_of(self._walk / f"{role}.json")
         return (signed.to_dict() if signed is not None else None), raised
 
     def check_offline_roles(self, model: str, now: float) -> None:
         """That what is signed offline holds *now*, where the online roles were judged at an earlier time (a file).
         Raises Untrusted (`metadata_expired`)."""
         for role in ("root", "targets", release_role(model)):
-            signed = _signed(self._folder / f"{role}.json")
+            signed = signed_of(self._folder / f"{role}.json")
             if signed is None:
                 raise Untrusted(f"metadata: {role} is not there", code="bad_metadata")
             if signed.is_expired(_moment(now)):
@@ -273,10 +334,12 @@ class Trust:
                 raise Untrusted(f"metadata: {role} expired on {ended}", code="metadata_expired", role=role)
 
 
-def walked(root: bytes, folder: Path, source: MetadataSource, now: float, known: Floors) -> tuple[Trust, Floors]:
+def walked(
+    root: bytes, folder: Path, source: MetadataSource, now: float, known: Floors, clock: float | None = None
+) -> tuple[Trust, Floors]:
     """A refresh of as many walks as the chain of roots needs, up to WALKS. Raises as `Trust.refresh`."""
     for left in range(WALKS - 1, -1, -1):
-        chain = Trust(root, folder, source, now)
+        chain = Trust(root, folder, source, now, clock)
         try:
             return chain, chain.refresh(known)
         except Later as more:
@@ -287,31 +350,6 @@ def walked(root: bytes, folder: Path, source: MetadataSource, now: float, known:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, tz=timezone.utc)
-
-
-def _signed(path: Path) -> Any:
-    try:
-        return Metadata.from_file(str(path)).signed
-    except (exceptions.RepositoryError, exceptions.StorageError, OSError):
-        return None
-
-
-def _recover(walk: Path, before: int | None, newest: int) -> None:
-    """Step 4, between the last root and the first timestamp, for what the store holds."""
-    if before is not None:
-        for role in floors.replaced(_chain(walk, before, newest)):
-            for name in RECOVERY.get(role, ()):
-                (walk / f"{name}.json").unlink(missing_ok=True)
-
-
-def _chain(walk: Path, since: int, newest: int) -> list[dict[str, RoleKeys]]:
-    """What the roots `since` to `newest` say; of one that is not here nothing is known."""
-    roots = (_signed(walk / HISTORY / f"{version}.root.json") for version in range(since, newest + 1))
-    return [
-        {name: RoleKeys(frozenset(role.keyids), role.threshold) for name, role in root.roles.items()}
-        for root in roots
-        if root is not None
-    ]
 
 
 def matches(target: TargetFile, data: bytes, what: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interlock_agent.config import Config, Unit
-from interlock_agent.core import quarantine, revoked, sideloads
+from interlock_agent.core import quarantine, revoked, sideloads, time_floor
 from interlock_agent.core.gate.gap import Plan
 from interlock_agent.core.gate.limits import effective_limits, limits_digest
 from interlock_agent.core.readings import Word
@@ -89,8 +89,11 @@ class Shared:
             new[REVOKED] = revoked.merged(meta.get(REVOKED) or {}, trust.get(REVOKED) or {})
             changed = {key: value for key, value in new.items() if meta.get(key, {}) != value}
             if changed:
+                before = time_floor.era(meta)
                 await self.ports.journal.put_meta(changed)
                 meta.update(changed)
+                if time_floor.era(meta) > before:  # who had the server's keys may have said any time
+                    self.ports.clock.forget_floor()
 
     def options(self, unit: str) -> dict[str, Any]:
         """What the host needs to know of the unit: with the releases that must not answer, by the owner's policy."""

@@ -29,6 +29,13 @@ log = logging.getLogger("interlock.broker")
 PUBLISH_TIMEOUT_S = 30.0
 WAITING_MAX = 64  # messages that are not looked at yet; more are dropped, and asked for or sent again
 PACKET_MAX_BYTES = DOCUMENT_MAX_BYTES + 4096  # the largest document, and its topic
+NOT_LET_IN = (134, 135)  # as paho names CONNACK 4 (bad credentials) and 5 (not authorised) of MQTT 3.1.1
+
+
+def _words(broken: Exception) -> str:
+    """Of a connection that failed. A broker has few codes for a certificate that it does not take."""
+    code = getattr(getattr(broken, "rc", None), "value", None)
+    return "it does not let this device in: was it revoked?" if code in NOT_LET_IN else str(broken)
 
 
 def _presence(online: bool) -> bytes:
@@ -91,9 +98,10 @@ class Broker:
                 await self._session()
             except (aiomqtt.MqttError, OSError, Unreachable) as broken:
                 self.failures += 1
-                if str(broken) != self.trouble:
-                    log.warning("broker: %s", broken)
-                self.trouble = str(broken)
+                why = _words(broken)
+                if why != self.trouble:
+                    log.warning("broker: %s", why)
+                self.trouble = why
             finally:
                 self._client = None
             await self._clock.sleep(backoff(max(self.failures, 1), self._clock.dice(), cap=self._cap_s))

@@ -33,7 +33,7 @@ Keys = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print a document for programs.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="At most so many, newest first.")]
 
-PIPE_WIDTH = 4096  # a program reads whole lines; a table is folded for people alone
+ROW_WIDTH = 4096  # a row is one line, also on a narrow terminal: ids and reasons stay whole, and can be copied
 
 
 def group(words: str) -> typer.Typer:
@@ -45,7 +45,7 @@ def group(words: str) -> typer.Typer:
 
 def console() -> Console:
     """Standard output."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True)
+    return Console(width=None if sys.stdout.isatty() else ROW_WIDTH, highlight=False, soft_wrap=True)
 
 
 def say(*lines: str) -> None:
@@ -89,10 +89,7 @@ def show_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], empty: str
         table.add_column(names[n], overflow="fold")
     for row in known:
         table.add_row(*(Text(row[n]) for n in kept))
-    out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
-    if sys.stdout.isatty():
-        out.print(table)
-        return
+    out = Console(width=ROW_WIDTH, highlight=False)
     with out.capture() as captured:
         out.print(table)
     sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))

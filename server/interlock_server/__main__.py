@@ -355,10 +355,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command is None:
         parser.print_help()
         return 2
-    runtime.set_up_logs(getattr(given, "log_format", "text"))
     try:
         if given.command in COMMANDS:
             return _command(given)
+        runtime.set_up_logs(given.log_format)
         settings = config.Settings(
             data=(given.data or config.default_data()).absolute(),
             listen=config.address(given.listen, "--listen"),

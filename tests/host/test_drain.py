@@ -107,6 +107,7 @@ class Upstream:
     """A worker that is not busy."""
 
     def __init__(self) -> None:
+        self.worker, self.release = "w1", "m/1"
         self.idle, self.counters, self.sent = [1], {"refused": 0}, list[Exchange]()
 
     def send(self, exchange: Exchange, now: float) -> None:

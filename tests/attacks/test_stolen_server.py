@@ -57,13 +57,15 @@ def _frozen(s: Scene, timestamp: timedelta, snapshot: timedelta) -> None:
 
 
 def _mixed(s: Scene, role: str) -> None:
-    """The snapshot names the newest; what is served under its name is the one before."""
+    """The snapshot names the newest; what is served under its name is the one before. It is there before the newest is:
+    a device that looks at once must not have got that."""
+    before = s.thief.name(role)
+    newest = f"{int(before.split('.')[0]) + 1}.{role}.json"
+    s.impostor.instead[metadata_path(newest)] = s.thief.raw(before)
     if role == "targets":
         s.world.add_model("one-more")
     version = s.world.release()
-    name = s.thief.name(role)
-    number = int(name.split(".")[0])
-    s.impostor.instead[metadata_path(name)] = s.thief.raw(f"{number - 1}.{role}.json")
+    assert s.thief.name(role) == newest
     s.refuses_version(version, *UNTRUSTED)
 
 

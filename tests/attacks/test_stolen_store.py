@@ -37,14 +37,14 @@ def _moved(s: Scene, pattern: str) -> None:
 
 
 def _bent(s: Scene, pattern: str, bend: Callable[[bytes], bytes]) -> None:
-    _moved(s, pattern)
     s.impostor.bends.append((pattern, bend))
+    _moved(s, pattern)
     s.fetches(s.world.release(), pattern, ends=True)
 
 
 def _behaves(s: Scene, pattern: str, how: Callable[[Answers], None]) -> None:
-    _moved(s, pattern)
     s.impostor.behaves.append((pattern, how))
+    _moved(s, pattern)
     s.fetches(s.world.release(), pattern, ends=how is impostor.endless)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import struct
 from typing import Any
 
 import aiomqtt
@@ -16,6 +15,7 @@ from interlock_server.core.mqtt_rules import SERVER
 from interlock_shared import topics
 from interlock_shared.errors import Invalid
 from tests.server.fleet_fixture import Device, Fleet
+from tests.server.raw_mqtt import connect, dial
 
 PUBLISHES = [
     ("edge-1", "interlock/v1/device/edge-1/event", True),
@@ -85,8 +85,11 @@ async def test_strangers_are_refused(fleet: Fleet) -> None:
     assert not await refused(device)
     assert await refused(device, username="edge-2")
     assert await refused(device, username=SERVER)
-    assert await refused(device, tls_context=None)
-    assert await refused(device, tls_context=ssl.create_default_context(cadata=device.ca))  # shows no certificate
+    for context in (None, ssl.create_default_context(cadata=device.ca)):  # no TLS; TLS without a certificate
+        peer = await dial(fleet.broker[1], context)
+        peer.say(connect(client_id=device.id))
+        assert await peer.hear() == b""
+        peer.close()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,10 @@ async def test_the_will_is_delivered_and_a_returning_client_replaces_its_older_s
 async def test_a_newcomer_without_the_certificate_takes_nothing_over(fleet: Fleet) -> None:
     device = await fleet.enrol("edge-1")
     async with device.online() as link:
-        assert await refused(device, tls_context=ssl.create_default_context(cadata=device.ca), username=device.id)
+        peer = await dial(fleet.broker[1], ssl.create_default_context(cadata=device.ca))
+        peer.say(connect(device.id, client_id=device.id))
+        assert await peer.hear() == b""
+        peer.close()
         await link.send("event", device.event("accepted"))
         await link.acked(1)
 
@@ -189,18 +195,6 @@ async def test_a_client_that_fell_silent_is_let_go(fleet: Fleet) -> None:
     assert await reader.readexactly(4) == b"\x20\x02\x00\x00"
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()
-
-
-def connect(username: str, password: str, *, level: int = 4, keepalive: int = 0, will: str | None = None) -> bytes:
-    def text(value: str) -> bytes:
-        return struct.pack("!H", len(value.encode())) + value.encode()
-
-    flags = 0xC2 | (0x04 if will is not None else 0)
-    body = text("MQTT") + struct.pack("!BBH", level, flags, keepalive) + text("some-id")
-    if will is not None:
-        body += text(will) + text("bye")
-    body += text(username) + text(password)
-    return b"\x10" + bytes([len(body)]) + body
 
 
 GARBAGE = [
@@ -228,7 +222,7 @@ async def test_garbage_is_answered_by_the_end(fleet: Fleet) -> None:
 def test_a_connect_packet_is_read() -> None:
     packet = connect("edge-1", "secret", keepalive=30, will="t")
     parsed = parse_connect(packet[2:])
-    assert parsed == Connect("some-id", 30, "edge-1", "secret", Message("t", b"bye", 0))
+    assert parsed == Connect("some-id", 30, "edge-1", "secret", Message("t", b"bye", 1, True))
     for end in range(len(packet) - 2):
         with pytest.raises((Invalid, RefusedConnection)):
             parse_connect(packet[2 : 2 + end])

@@ -358,7 +358,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command in COMMANDS:
             return _command(given)
-        runtime.set_up_logs(given.log_format)
         settings = config.Settings(
             data=(given.data or config.default_data()).absolute(),
             listen=config.address(given.listen, "--listen"),
@@ -377,6 +376,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InterlockError as bad:
         print(f"interlock-server: {bad.message}", file=sys.stderr)
         return 2
+    runtime.set_up_logs(given.log_format)
     try:
         asyncio.run(_run(settings))
     except InterlockError as bad:

@@ -103,11 +103,13 @@ def test_revoked_each_owner_is_obeyed(made: World) -> None:
         return shown["state"] == "revoked" and held == {"stop"}
 
     until(holds, "the server's list")
-    told = [one for one in made.events(back) if one["kind"] in ("revoked", "reverted")]
-    assert [(one["kind"], one["version"], one["reason"]) for one in told] == [
-        ("revoked", bad, "revoked"),
-        ("reverted", bad, "revoked"),
-    ]
+
+    def told() -> list[tuple[str, str, str]]:
+        kinds = ("revoked", "reverted")
+        return [(one["kind"], one["version"], one["reason"]) for one in made.events(back) if one["kind"] in kinds]
+
+    until(lambda: len(told()) == 2, "the device's events")
+    assert told() == [("revoked", bad, "revoked"), ("reverted", bad, "revoked")]
 
 
 def test_what_arrived_needs_no_server_and_a_good_release_serves_again(made: World) -> None:

@@ -20,7 +20,7 @@ GAP_S = 25.0  # more than a busy machine needs to load a tiny model
 
 @pytest.fixture
 async def rig(short_path: Path) -> AsyncIterator[Rig]:
-    async with running(short_path, no_worker_s=0.2) as rig:  # in a gap requests wait longer than that
+    async with running(short_path, no_worker_s=1.0) as rig:  # in a gap requests wait longer than that
         await rig.confirmed(1)
         yield rig
 

@@ -23,6 +23,7 @@ from interlock_server.core.access import Actor, digest
 from interlock_server.core.moments import parse, stamp
 from interlock_server.invitations import open_invitation
 from interlock_server.ports import Authority, Clock, Row, Rows, Store
+from interlock_server.rollouts import derive
 from interlock_shared.errors import Busy, Conflict, Forbidden, NotFound
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class Identities:
             await rows.change("devices", {"id": device}, **identity)
         where = {"token": asked["token"], "keyid": asked["keyid"]}
         await rows.change("enrolments", where, certificate=pem)
+        await derive(rows, [device], at)
         return {**asked, "certificate": pem, "labels": labels}, replaced
 
     async def _issue(self, rows: Rows, device: str, csr: str, public: Mapping[str, Any], now: datetime) -> str:
@@ -230,6 +232,7 @@ class Identities:
             # An approval that was not used yet was for the device as it was known then: a person looks again.
             approved = {"device": device, "state": DONE, "certificate": None}
             await rows.change("enrolments", approved, state=WAITING)
+            await derive(rows, [device], at)  # rollouts do not wait for it
         await self._cut(device)
         return {"device": device, "revoked_at": row["revoked_at"] or at}
 

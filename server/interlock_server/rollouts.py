@@ -66,6 +66,7 @@ async def derive(rows: Rows, devices: Iterable[str], at: str) -> None:
         ranks = {one["epoch"]: one["rank"] for one in await rows.list("epochs", device=device)}
         found = await rows.list("assignments", order="number", device=device)
         newest = rollout.wanted(_reached(row) for row in found)
+        revoked = known is not None and known["revoked_at"] is not None
         files = sideload.held(report, (known or {}).get("sideloads") or {})
         for row in found:
             wish = wish_of(row)
@@ -74,7 +75,7 @@ async def derive(rows: Rows, devices: Iterable[str], at: str) -> None:
             told = await _told(rows, wish.id, ranks)
             file = files.get(wish.unit)
             back = file.version if file and file.blocks(wish.order, wish.manifest_sha256) else None
-            now = rollout.standing(wish, told, newer=newer, report=report, file=back)
+            now = rollout.standing(wish, told, newer=newer, report=report, file=back, revoked=revoked)
             if (now.state, now.reason) != (row["state"], row["reason"]):
                 await rows.change("assignments", {"id": wish.id}, state=now.state, reason=now.reason, updated_at=at)
 

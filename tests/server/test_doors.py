@@ -113,11 +113,19 @@ async def test_a_rollout_is_not_for_devices_that_are_cut_off(fleet: Fleet) -> No
     invitation = await fleet.admin.post(topics.DEVICE_TOKENS, {"labels": {"site": "rome"}, "uses": 2})
     body = {"token": invitation["token"], "csr": csr(ec.generate_private_key(ec.SECP256R1())), "name": "edge-4"}
     assert (await fleet.client(None).ask("POST", topics.ENROL, {**body, "agent": "0.1.0"}))[0] == 202
-    for name in ("edge-2", "edge-3"):
-        await fleet.admin.post(f"/v1/devices/{name}/revoke", {"reason": "stolen"})
 
     async def start(**to: object) -> tuple[int, Any]:
         return await fleet.admin.ask("POST", topics.ROLLOUTS, {"model": MODEL, "version": "1.0.0", "to": to})
+
+    under_way = (await start(device="edge-3"))[1]["id"]
+    for name in ("edge-2", "edge-3"):
+        await fleet.admin.post(f"/v1/devices/{name}/revoke", {"reason": "stolen"})
+    for again, state, told in ((False, "finished", ("cancelled", "device_revoked")), (True, "active", ("offered", ""))):
+        if again:  # let in again, what was wanted is wanted
+            await fleet.enrol("edge-3")
+        shown = await fleet.admin.get(f"/v1/rollouts/{under_way}")
+        assert (shown["state"], *((one["state"], one["reason"]) for one in shown["assignments"])) == (state, told)
+    await fleet.admin.post("/v1/devices/edge-3/revoke", {"reason": "stolen again"})
 
     for status, made in (await start(all=True), await start(labels={"site": "berlin"})):
         assert (status, [one["device"] for one in made["assignments"]]) == (201, ["edge-1"])

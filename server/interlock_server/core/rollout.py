@@ -140,10 +140,24 @@ def _drifted(wish: Wish, confirmed: Told, report: Mapping[str, Any] | None) -> s
 
 
 def standing(
-    wish: Wish, told: Iterable[Told], *, newer: bool, report: Mapping[str, Any] | None, file: str | None = None
+    wish: Wish,
+    told: Iterable[Told],
+    *,
+    newer: bool,
+    report: Mapping[str, Any] | None,
+    file: str | None = None,
+    revoked: bool = False,
 ) -> Standing:
     """Where the wish stands. `newer`: another wish for the same unit came after it; `report`: the device's newest;
-    `file`: the version that a file brought, and for which this wish stands back."""
+    `file`: the version that a file brought, and for which this wish stands back; `revoked`: the device is, so that no
+    result will come, until it is let in again."""
+    found = _standing(wish, told, newer, report, file)
+    return Standing("cancelled", "device_revoked") if revoked and found.state not in SETTLED else found
+
+
+def _standing(
+    wish: Wish, told: Iterable[Told], newer: bool, report: Mapping[str, Any] | None, file: str | None
+) -> Standing:
     course = _follow(wish, told)
     if file is not None and not newer and course.state in STANDS_BACK:
         return Standing("superseded", f"sideload {file}")

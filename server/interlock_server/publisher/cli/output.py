@@ -89,7 +89,7 @@ def show_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], empty: str
         table.add_column(names[n], overflow="fold")
     for row in known:
         table.add_row(*(Text(row[n]) for n in kept))
-    out = Console(width=ROW_WIDTH, highlight=False)
+    out = Console(width=ROW_WIDTH, height=1, highlight=False)  # without a height a dumb terminal is 80 wide
     with out.capture() as captured:
         out.print(table)
     sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))

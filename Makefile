@@ -64,9 +64,12 @@ $(READY): pyproject.toml shared/pyproject.toml agent/pyproject.toml server/pypro
 demo: $(READY)  ## the main job on real models, start to end (KEEP=1 leaves it running)
 	@$(BIN)/python -m tests.demo $(ARGS)
 
+TESTED_WITH := mosquitto nats-server softhsm2 pkcs11-provider swtpm tpm2-openssl tpm2-abrmd libtss2-tcti-tabrmd0 dbus
+
 test: $(READY)  ## the tests, two files at a time (JOBS=1: one); ARGS="-k gate" chooses
-	@# Some tests want real brokers or a SoftHSM, and say so aloud where there are none; root may have them installed.
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then for one in mosquitto nats-server softhsm2; do \
+	@# Some tests want real brokers, a SoftHSM or a TPM (in software), and say so aloud where there are none; root may
+	@# have them installed. Debian 12 has no pkcs11-provider.
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then for one in $(TESTED_WITH); do \
 		dpkg -s $$one >/dev/null 2>&1 || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$one >/dev/null 2>&1 || \
 		echo "$$one could not be installed: its tests are skipped" >&2; done; fi
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-m "not long" -n $(JOBS) --dist loadscope)

@@ -19,6 +19,7 @@ FRONT = "interlock_agent.host.front"
 WORKER = "interlock_agent.host.worker"
 CLIENT = "interlock_agent.client"
 TRUST_CLIENT = "interlock_agent.trust_client"
+KEYS = "interlock_agent.keys"
 SERVER = "interlock_server"
 PUBLISHER = "interlock_server.publisher"
 
@@ -34,8 +35,9 @@ FETCHER_MESSAGES = "interlock_agent.fetcher.messages"  # agent ↔ fetcher
 # Room → what it may import beside itself. The longest prefix says which room a module is in.
 ROOMS: dict[str, tuple[str, ...]] = {
     SHARED: (),
-    AGENT: (SHARED, HOST_MESSAGES, FETCHER_MESSAGES),
-    FETCHER: (SHARED,),
+    AGENT: (SHARED, KEYS, HOST_MESSAGES, FETCHER_MESSAGES),
+    FETCHER: (SHARED, KEYS),
+    KEYS: (SHARED,),  # where the device's key is: the agent signs and connects with it, and so does its fetcher
     TRUST_CLIENT: (SHARED, FETCHER),  # a program of its own: what the fetcher believes, driven by hand
     HOST: (SHARED, FRONT_MESSAGES, WORKER_MESSAGES),
     FRONT: (WIRE, LIFELINE, PROTOBUF, WORKER_MESSAGES),
@@ -126,6 +128,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "interlock_shared/trust.py",
         "interlock_agent/adapters/identity.py",
         "interlock_agent/fetcher/credentials.py",
+        "interlock_agent/keys/places.py",
         "interlock_server/adapters/device_ca.py",
         "interlock_server/adapters/keys.py",
         "interlock_server/publisher/signers.py",

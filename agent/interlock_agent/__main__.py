@@ -69,7 +69,8 @@ class Agent:
         self.engine = Engine(self.ports, config, identity.device)
         self.describer = Describer(self.engine, self.ports, self.host, config)
         self.renewing = Renewing(identity, self.fetcher.renew, self.clock)
-        self.describer.certificate, self.describer.instance = self.renewing, f"{boot()}-{secrets.token_hex(8)}"
+        self.describer.key, self.describer.certificate = identity, self.renewing
+        self.describer.instance = f"{boot()}-{secrets.token_hex(8)}"
         self.guard = Guard(self.engine, self.ports, config)
         self.installer = Installer(self.engine, enrolled=bool(identity.facts.get("server")))
         local = LocalApi(self.engine, self.ports, self.slots, self.installer, self.describer.status)

@@ -39,6 +39,15 @@ class BrokerView(Protocol):
         """Whether a session is open."""
 
 
+class KeyView(Protocol):
+    """What is to be known of the device's key: where it is, and what was wrong when it was last used."""
+
+    key: str
+    key_trouble: str
+
+    def note(self) -> str: ...
+
+
 class CertificateView(Protocol):
     """What is to be known of the device's certificate."""
 
@@ -69,6 +78,7 @@ class Describer:
         self.inbox: InboxView | None = None
         self.refused: Mapping[str, int] = {}  # of the link: `document:reason` -> how many since the start
         self.certificate: CertificateView | None = None
+        self.key: KeyView | None = None
         self.instance = ""  # of this start on this boot: two at once are two devices with one identity
         self.on_serving: Callable[[str], None] = lambda unit: None
         self._units: dict[str, dict[str, Any]] = {}
@@ -170,8 +180,7 @@ class Describer:
             notes.append(f"clock: it lies {clock.behind():.0f} s behind signed times, and is not believed")
         if until and clock.now() > seconds(str(until)):
             notes.append(f"trust: the metadata expired at {until} by this clock: nothing new before a refresh")
-        if self.certificate is not None and self.certificate.note():
-            notes.append(self.certificate.note())
+        notes += [one.note() for one in (self.key, self.certificate) if one is not None and one.note()]
         return notes
 
     async def status(self) -> dict[str, Any]:
@@ -188,6 +197,7 @@ class Describer:
             unit["host"] = self._units.get(name)
         link = None if self.broker is None else {"connected": self.broker.connected, "trouble": self.broker.trouble}
         document["link"] = link
+        document["key"] = {"place": self.key.key, "trouble": self.key.key_trouble} if self.key else None
         document["certificate"] = self.certificate.describe() if self.certificate else None
         document["outbox"] = {"epoch": epoch, "waiting": following - floor}
         document["quarantine"] = [

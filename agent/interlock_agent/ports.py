@@ -254,8 +254,8 @@ class Probes(Protocol):
 class Signer(Protocol):
     """The device's key."""
 
-    def sign_verdict(self, verdict: Any) -> bytes:
-        """A DSSE envelope of the verdict."""
+    async def sign_verdict(self, verdict: Any) -> bytes:
+        """A DSSE envelope of the verdict. Raises Unreachable where the key is in a TPM or a token that is away."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Key:
     def __init__(self) -> None:
         self.signer = CryptoSigner.generate_ed25519()
 
-    def sign_verdict(self, verdict: Verdict) -> bytes:
+    async def sign_verdict(self, verdict: Verdict) -> bytes:
         return trust.seal(verdict, trust.VERDICT_TYPE, self.signer)
 
 

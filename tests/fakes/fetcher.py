@@ -158,7 +158,7 @@ class FakeHardware:
 class FakeSigner:
     """The Signer port: an envelope without a signature."""
 
-    def sign_verdict(self, verdict: Any) -> bytes:
+    async def sign_verdict(self, verdict: Any) -> bytes:
         """Its content, to be looked at."""
         return json.dumps({"payload": verdict.model_dump(mode="json", by_alias=True)}).encode()
 

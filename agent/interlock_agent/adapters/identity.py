@@ -1,6 +1,6 @@
 """Who this device is: its key, made here and never leaving, its certificate, and what the enrolment gave.
 
-STATE/identity/device.pem      key (P-256 or Ed25519), then certificate with chain; 0600
+STATE/identity/device.pem      key (P-256 or Ed25519; or where it is: keys/places.py), then certificate with chain; 0600
 STATE/identity/identity.json   device, server, broker; 0600
 STATE/trust/root.json          the embedded root, checked against the hash that the technician was given
 STATE/trust/tls_ca.pem         the authority of the server's certificate, as the newest trusted root names it
@@ -10,14 +10,18 @@ Enrolment and renewal speak to the server, so the fetcher's child does them (fet
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -26,10 +30,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 
 from interlock_agent.fetcher import messages
+from interlock_agent.keys import places
+from interlock_agent.keys.places import HeldKey
 from interlock_shared import canonical, durable, trust
 from interlock_shared.documents import Verdict
-from interlock_shared.errors import Invalid, NotFound, Unreachable, from_wire
+from interlock_shared.errors import InterlockError, Invalid, NotFound, Unreachable, from_wire
 from interlock_shared.limits import METADATA_MAX_BYTES
+
+log = logging.getLogger("interlock.identity")
 
 NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME; why: fetcher/credentials.py
 
@@ -39,6 +47,7 @@ class Identity:
 
     def __init__(self, state: Path) -> None:
         self._state = state
+        self.key_trouble = ""  # of a key in a TPM or a token, as of its last use
         try:
             self.facts: dict[str, Any] = json.loads((state / "identity" / "identity.json").read_bytes())
             self.reload()
@@ -53,10 +62,12 @@ class Identity:
     def reload(self) -> None:
         """Key and certificate as they are on the disk now. Raises Invalid (`bad_identity`), OSError, ValueError."""
         data = (self._state / "identity" / "device.pem").read_bytes()
-        key = serialization.load_pem_private_key(data, None)
-        if not isinstance(key, (ec.EllipticCurvePrivateKey, Ed25519PrivateKey)):
+        held = places.held(data)
+        key = held or serialization.load_pem_private_key(data, None)
+        if not isinstance(key, (ec.EllipticCurvePrivateKey, Ed25519PrivateKey, HeldKey)):
             raise Invalid("the device's key is neither P-256 nor Ed25519", code="bad_identity")
-        self._signer = CryptoSigner(key)
+        self._signer = CryptoSigner(cast(Any, key))
+        self.key = held.place.shown if held else places.FILE
         self._certificate = x509.load_pem_x509_certificates(data)[0] if b"BEGIN CERTIFICATE" in data else None
 
     @property
@@ -71,20 +82,37 @@ class Identity:
         except OSError:
             return ""
 
-    def sign_verdict(self, verdict: Verdict) -> bytes:
-        """A DSSE envelope."""
-        return trust.seal(verdict, trust.VERDICT_TYPE, self._signer)
+    async def sign_verdict(self, verdict: Verdict) -> bytes:
+        """A DSSE envelope. Raises Unreachable where the key is elsewhere, and does not answer."""
+        with self._used():
+            return await asyncio.to_thread(trust.seal, verdict, trust.VERDICT_TYPE, self._signer)
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        try:
+            yield
+        except InterlockError as bad:
+            if bad.message != self.key_trouble:
+                log.warning("the device's key: %s", bad.message)
+            self.key_trouble = bad.message
+            raise
+        self.key_trouble = ""
+
+    def note(self) -> str:
+        """What a person should know of the key; empty when all is well."""
+        return f"the device's key: {self.key_trouble}; what serves goes on" if self.key_trouble else ""
 
     def tls(self) -> ssl.SSLContext:
         """Believes the server that the root names, and shows this device's certificate. Made anew for each connection:
-        both may have been replaced. Blocks. Raises OSError."""
+        both may have been replaced. Blocks. Raises OSError, and Unreachable as above."""
         if self._certificate is None:
             raise OSError("the device has no certificate: enrol it with its server")
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         made.minimum_version = ssl.TLSVersion.TLSv1_2
         made.verify_flags |= NO_CHECK_TIME
         made.load_verify_locations(self._state / "trust" / "tls_ca.pem")
-        made.load_cert_chain(self._state / "identity" / "device.pem")
+        with self._used():
+            places.load_pair(made, self._state / "identity" / "device.pem")
         return made
 
     def lifetime(self) -> tuple[float, float, float] | None:
@@ -130,17 +158,19 @@ def enrolled(state: Path) -> dict[str, Any] | None:
         return None
 
 
-def enrol_offline(state: Path, root: bytes, name: str) -> dict[str, Any]:
-    """An identity for a device that will never see its server: a key, a name, the embedded root."""
+def enrol_offline(state: Path, root: bytes, name: str, uri: str = places.FILE) -> dict[str, Any]:
+    """An identity for a device that will never see its server: a key, a name, the embedded root. Raises Invalid, and
+    what `places.obtain` raises."""
     canonical.decode(root, limit=METADATA_MAX_BYTES, what="root")
-    folder = state / "identity"
+    where, folder = places.place(uri), state / "identity"
+    made = places.obtain(where).kept() if where else None
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.chmod(folder, 0o700)
-    if not (folder / "device.pem").exists():
+    if made or not (folder / "device.pem").exists():
         key = ec.generate_private_key(ec.SECP256R1())
         form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        durable.replace_file(folder / "device.pem", key.private_bytes(*form))
-    facts = {"schema": "interlock.identity/1", "device": name}
+        durable.replace_file(folder / "device.pem", made or key.private_bytes(*form))
+    facts = {"schema": "interlock.identity/1", "device": name, "key": uri}
     (state / "trust").mkdir(parents=True, exist_ok=True, mode=0o700)
     durable.replace_file(state / "trust" / "root.json", root)
     durable.replace_file(folder / "identity.json", json.dumps(facts, indent=2).encode() + b"\n")

@@ -28,6 +28,10 @@ def status(as_json: output.AsJson = False, config: output.ConfigPath = None) -> 
     output.out.print(
         f"[bold]{document['device']}[/]  agent {document['agent']}  host {host}  {escape(online)}", soft_wrap=True
     )
+    key = document.get("key") or {"place": "file", "trouble": ""}
+    if key["place"] != "file":
+        answers = escape(key["trouble"] or "answers")
+        output.out.print(f"key {escape(key['place'])}  {answers}", soft_wrap=True)
     rows = [
         (name, _phase(unit), *(unit.get(key) or "–" for key in FACTS), escape(_why(unit)))
         for name, unit in sorted(document["units"].items())

@@ -18,6 +18,10 @@ from interlock_agent.cli import output
 from interlock_agent.fetcher import messages
 from interlock_shared.errors import Busy, Conflict, InterlockError, Invalid, Later
 
+KEY_HELP = (
+    "Where the private key is: `file`; `tpm:` makes it in this machine's TPM (needs the package tpm2-openssl); "
+    "`pkcs11:token=…;object=…?pin-source=file:/…` is one that is in a token already (pkcs11-provider)."
+)
 APPROVAL_EVERY_S = 10.0  # between two questions of a device that waits for a person
 
 
@@ -40,7 +44,8 @@ def enrol(
         str, typer.Option(help="SHA-256 of the server's root metadata; printed beside the token.")
     ] = "",
     name: Annotated[str | None, typer.Option(help="Wanted device id; default: the server chooses.")] = None,
-    key_type: Annotated[str, typer.Option("--key-type", help="p256 or ed25519.")] = "p256",
+    key: Annotated[str, typer.Option("--key", metavar="URI", help=KEY_HELP)] = "file",
+    key_type: Annotated[str, typer.Option("--key-type", help="Of a key in a file: p256 or ed25519.")] = "p256",
     offline_root: Annotated[
         Path | None, typer.Option("--offline-root", help="No server: embed this root.json; needs --name.")
     ] = None,
@@ -55,7 +60,7 @@ def enrol(
     The server's root metadata is fetched and checked first; it names the authority of the server's TLS certificate, and
     only over TLS with that authority the token is sent. Cut short, the same command goes on.
 
-    Example: interlock-agent enrol --server https://fleet:8443 --token ilt_… --root-sha256 9f86…
+    Example: interlock-agent enrol --server https://fleet:8443 --token ilt_… --root-sha256 9f86… --key tpm:
     """
     from interlock_agent.adapters import identity  # cryptography is only loaded where it is needed
 
@@ -73,10 +78,10 @@ def enrol(
             message = f"this device is {before['device']} already, enrolled{where}; --again replaces that"
             raise Conflict(message, code="already_enrolled")
         if offline_root is not None and name:
-            facts = identity.enrol_offline(state, offline_root.read_bytes(), name)
+            facts = identity.enrol_offline(state, offline_root.read_bytes(), name, key)
         else:
             named = messages.Job(
-                "enrol", "", "", 0.0, "", server=server.rstrip("/"), name=name or "", key_type=key_type
+                "enrol", "", "", 0.0, "", server=server.rstrip("/"), name=name or "", key=key, key_type=key_type
             )
             facts = _approved(state, replace(named, token=token, root_sha256=root_sha256), wait=wait)
     except InterlockError as error:

@@ -16,12 +16,15 @@ import json
 import os
 import ssl
 from pathlib import Path
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from interlock_agent.keys import places
+from interlock_agent.keys.places import HeldKey
 from interlock_shared import durable
 from interlock_shared.errors import Invalid, Untrusted
 from interlock_shared.topics import ROOT_EXTENSION
@@ -29,7 +32,7 @@ from interlock_shared.topics import ROOT_EXTENSION
 NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL; `http.Server` compares with the floor instead
 P256, ED25519 = "p256", "ed25519"
 KEY_TYPES = (P256, ED25519)
-PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
+PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey | HeldKey
 
 
 def authority_file(state: Path) -> Path:
@@ -48,7 +51,10 @@ def renewed_file(state: Path) -> Path:
 
 
 def context(authority: str, pair: Path | None) -> ssl.SSLContext:
-    """Believes servers with a certificate of that authority (PEM) alone. Raises Untrusted (`no_tls_ca`), Invalid."""
+    """Believes servers with a certificate of that authority (PEM) alone. Blocks.
+
+    Raises Untrusted (`no_tls_ca`), Invalid (`bad_identity`), Unreachable (`key_away`, `no_key_provider`).
+    """
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.verify_flags |= NO_CHECK_TIME
@@ -58,8 +64,8 @@ def context(authority: str, pair: Path | None) -> ssl.SSLContext:
         raise Untrusted("the root names no TLS authority that can be read", code="no_tls_ca") from None
     if pair is not None:
         try:
-            made.load_cert_chain(pair)
-        except (OSError, ssl.SSLError) as bad:
+            places.load_pair(made, pair)
+        except OSError as bad:
             raise Invalid(f"the device's certificate cannot be used: {bad}", code="bad_identity") from None
     return made
 
@@ -102,8 +108,26 @@ def keep_authority(state: Path, root: bytes) -> None:
 # --- keys and requests -----------------------------------------------------------------------------------------------
 
 
+def check_place(uri: str, kind: str) -> None:
+    """Before anything is asked of anybody. Raises Invalid (`bad_key_uri`)."""
+    if places.place(uri) is not None and kind != P256:
+        raise Invalid("--key-type is for a key in a file; a TPM's is P-256", field="--key-type", code="bad_key_uri")
+
+
+def key_at(uri: str, kind: str) -> PrivateKey:
+    """The key of an enrolment: fresh, or the one that a token's URI names. Raises Invalid (`bad_key_uri`,
+    `bad_key_type`, `open_pin_file`), Unreachable (`key_away`, `no_key_provider`)."""
+    where = places.place(uri)
+    return new_key(kind) if where is None else places.obtain(where)
+
+
+def place_of(key: PrivateKey) -> str:
+    """Its URI."""
+    return key.place.uri if isinstance(key, HeldKey) else places.FILE
+
+
 def new_key(kind: str) -> PrivateKey:
-    """A fresh key. Raises Invalid."""
+    """A fresh key in a file. Raises Invalid."""
     if kind == P256:
         return ec.generate_private_key(ec.SECP256R1())
     if kind == ED25519:
@@ -111,14 +135,19 @@ def new_key(kind: str) -> PrivateKey:
     raise Invalid(f"key type {kind!r} is none of {', '.join(KEY_TYPES)}", field="--key-type")
 
 
-def kind_of(key: PrivateKey) -> str:
-    """`p256` or `ed25519`."""
-    return ED25519 if isinstance(key, Ed25519PrivateKey) else P256
+def following(key: PrivateKey) -> PrivateKey:
+    """The key after this one, at the same place and of the same kind. Raises what `places.obtain` raises."""
+    if isinstance(key, HeldKey):
+        return places.following(key)
+    return new_key(ED25519 if isinstance(key, Ed25519PrivateKey) else P256)
 
 
 def load_key(path: Path) -> PrivateKey:
-    """The private key in a file. Raises Invalid (`bad_identity`), FileNotFoundError."""
+    """The private key that a file has, or names. Raises Invalid (`bad_identity`), FileNotFoundError."""
     data = path.read_bytes()
+    held = places.held(data)
+    if held is not None:
+        return held
     try:
         key = serialization.load_pem_private_key(data, None)
     except (ValueError, TypeError) as bad:
@@ -129,17 +158,20 @@ def load_key(path: Path) -> PrivateKey:
 
 
 def pem_of(key: PrivateKey) -> bytes:
-    """PKCS#8."""
+    """PKCS#8; of a key that is elsewhere, what names it."""
+    if isinstance(key, HeldKey):
+        return key.kept()
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
 def request_of(key: PrivateKey, device: str) -> str:
-    """A signing request (PEM); the name in it is a hint for people, the server decides."""
+    """A signing request (PEM); the name in it is a hint for people, the server decides. Raises Unreachable where the
+    key is elsewhere."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, device or "interlock-device")])
     algorithm = None if isinstance(key, Ed25519PrivateKey) else hashes.SHA256()
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, algorithm)
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(cast(Any, key), algorithm)
     return request.public_bytes(serialization.Encoding.PEM).decode()
 
 

@@ -38,11 +38,13 @@ def enrol(job: Job) -> dict[str, Any]:
     """The identity's facts, `status` `enrolled` or `waiting` (then nothing but the key was kept: ask again).
 
     Raises Untrusted (`root_mismatch`, `bad_root`, `no_tls_ca`, `unknown_server`, `bad_certificate`), Unreachable,
-    Invalid, and what the server refuses with (`token_used`, `token_expired`, `device_exists`, …).
+    Invalid, what `credentials.key_at` raises, and what the server refuses with (`token_used`, `token_expired`,
+    `device_exists`, …).
     """
     state = Path(job.state_dir)
     if not job.server.startswith("https://"):
         raise Invalid(f"{job.server}: a token is sent to an https:// address alone", field="--server", code="no_tls")
+    credentials.check_place(job.key, job.key_type)
     source = Server(job.server, credentials.unverified())
     try:
         first, newest = roots(source, job.root_sha256)
@@ -50,7 +52,7 @@ def enrol(job: Job) -> dict[str, Any]:
         source.close()
     authority = credentials.authority_of(newest)
     folder = credentials.prepare(state)
-    key = _enrolling_key(folder, job.key_type)
+    key = _enrolling_key(folder, job.key, job.key_type)
     request = {
         "token": job.token,
         "csr": credentials.request_of(key, job.name),
@@ -71,16 +73,19 @@ def enrol(job: Job) -> dict[str, Any]:
         return answer
     certificate = str(answer.pop("certificate"))
     credentials.check_certificate(certificate, key, str(answer.get("device")))
-    _keep(state, first, authority, key, certificate, {**answer, "server": answer.get("server") or job.server})
+    facts = {**answer, "server": answer.get("server") or job.server, "key": credentials.place_of(key)}
+    _keep(state, first, authority, key, certificate, facts)
     durable.remove(folder / "enrolling.pem")
     return answer
 
 
-def _enrolling_key(folder: Path, kind: str) -> credentials.PrivateKey:
+def _enrolling_key(folder: Path, uri: str, kind: str) -> credentials.PrivateKey:
     path = folder / "enrolling.pem"
     if path.exists():
-        return credentials.load_key(path)
-    key = credentials.new_key(kind)
+        begun = credentials.load_key(path)
+        if credentials.place_of(begun) == uri:
+            return begun
+    key = credentials.key_at(uri, kind)
     durable.replace_file(path, credentials.pem_of(key))
     return key
 
@@ -143,13 +148,14 @@ def _root(data: bytes) -> Root:
 
 
 def renew(job: Job) -> dict[str, Any]:
-    """A fresh key and its certificate in place of the old pair, which stays until the new one was used once. Cut short
-    at any point, the next call goes on. Raises Unreachable, Untrusted, Forbidden (`device_revoked`), Invalid.
+    """A fresh key (a token's stays) and its certificate in place of the old pair, which stays until the new one was
+    used once. Cut short at any point, the next call goes on. Raises Unreachable, Untrusted, Forbidden
+    (`device_revoked`), Invalid.
     """
     state = Path(job.state_dir)
     following = credentials.renewed_file(state)
     if not following.exists():
-        key = credentials.new_key(credentials.kind_of(credentials.load_key(credentials.pair_file(state))))
+        key = credentials.following(credentials.load_key(credentials.pair_file(state)))
         path = topics.DEVICE_CERTIFICATE.replace("{id}", job.device)
         body = {"csr": credentials.request_of(key, job.device)}
         answer = _with(job, credentials.of_device(state), lambda server: server.post(path, body, DOCUMENT_MAX_BYTES))

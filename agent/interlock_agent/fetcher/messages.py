@@ -43,10 +43,11 @@ class Job:
     threads: int = 2
     clock: float | None = None  # the machine's alone, in seconds since the epoch; None: as `now`
     clock_floor: float = 0.0  # the highest time that was ever told by a signed document: what expired before it, has
-    token: str = ""  # of an enrolment, as the three below
+    token: str = ""  # of an enrolment, as the four below
     root_sha256: str = ""
     name: str = ""
     key_type: str = "p256"
+    key: str = "file"  # where: keys/places.py
 
 
 def encode(job: Job) -> bytes:

@@ -224,7 +224,7 @@ async def _run(step: Step, run: Run) -> Happened:
     )
     if made.reason == "too_little_free" and run.may_make_room:
         step.shared.cramped.add(run.payload_sha256)
-    envelope = step.ports.signer.sign_verdict(made)
+    envelope = await step.ports.signer.sign_verdict(made)
     document = canonical.encode(made.model_dump(mode="json", by_alias=True))
     await step.ports.slots.keep_verdict(step.name, step.record.generation, document, samples_document(judged))
     data = {"envelope": json.loads(envelope), "message": made.message, "outcome": made.outcome}

@@ -52,6 +52,13 @@ class Front:
     up: asyncio.Event = field(default_factory=asyncio.Event)
     may_start: asyncio.Event = field(default_factory=asyncio.Event)  # not while it moves to another address
 
+    def answers_nothing(self) -> None:
+        """Its process has ended: what was asked of it gets None."""
+        for future in self.waiting.values():
+            if not future.done():
+                future.set_result(None)
+        self.waiting.clear()
+
 
 class ProcessFronts:
     """`ports.Fronts` as processes. `connections` tells how many requests a worker takes at once."""
@@ -174,10 +181,7 @@ class ProcessFronts:
             front.child = None
             front.up.clear()
             ended = await asyncio.shield(child.ended)
-            for future in front.waiting.values():
-                if not future.done():
-                    future.set_result(None)
-            front.waiting.clear()
+            front.answers_nothing()
             log.error("unit=%s front ended (%s); starting another: %s", front.unit, ended, child.last_words())
             await asyncio.sleep(RESTART_PAUSE_S)
 
@@ -273,6 +277,9 @@ class ProcessFronts:
             child.end()
         await asyncio.gather(*(asyncio.shield(child.ended) for child in children))
         for front in self._fronts.values():
+            # A worker that died at the same time may have a switch under way, which must not hold the end up.
+            front.child = None
+            front.answers_nothing()
             front.listener.close()
 
 

@@ -117,7 +117,8 @@ class Agent:
     def _watch_inbox(self) -> None:
         settings = self.config.sideload
         if settings.inbox is not None:
-            inbox = Inbox(InboxFolder(settings.inbox), self.installer, self.clock, settings.inbox_s)
+            folder = InboxFolder(settings.inbox, settings.inbox_keep)
+            inbox = Inbox(folder, self.installer, self.clock, settings.inbox_s)
             self.describer.inbox = inbox
             self._spawn(inbox.run())
 

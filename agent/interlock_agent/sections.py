@@ -135,3 +135,4 @@ class Sideload(Section):
     unenrolled: Literal["refuse", "allow"] = "refuse"  # on a device that never met its server
     inbox: Path | None = None  # a folder that is watched for files
     inbox_s: float = Field(default=5.0, ge=0.1)  # how often it is looked at
+    inbox_keep: int = Field(default=10, ge=0)  # files that stay in done/, and in refused/; the oldest go

@@ -216,6 +216,27 @@ def test_the_same_name_twice_in_a_second_loses_neither(tmp_path: Path) -> None:
     assert kept == [b"1", b"2"]
 
 
+def test_what_was_taken_stays_for_a_while_and_the_oldest_goes(tmp_path: Path) -> None:
+    folder = InboxFolder(tmp_path / "in", keep=2)
+    folder.prepare()
+    done = tmp_path / "in" / "done"
+    (done / "mine.txt").write_text("a person's")
+    (done / "20200101-notes.bundle").write_text("a person's, too")
+    for second in range(5):
+        name = tmp_path / "in" / f"{second}.bundle"
+        if second == 1:
+            name.mkdir()
+            (name / "inside").touch()
+        elif second == 2:
+            name.symlink_to(done / "mine.txt")
+        else:
+            name.write_bytes(b"x")
+        folder.put(folder.look()[0], "done", f"2026-01-01T00:00:0{second}.000000Z", {})
+    kept = sorted(path.name for path in done.iterdir())
+    newest = [f"20260101T00000{second}Z-{second}.bundle" for second in (3, 4)]
+    assert kept == ["20200101-notes.bundle", *sorted([*newest, *(f"{name}.json" for name in newest)]), "mine.txt"]
+
+
 def test_a_link_of_an_odd_name_is_refused_in_words_that_can_be_written(tmp_path: Path) -> None:
     inbox = InboxFolder(tmp_path / "inbox")
     inbox.prepare()

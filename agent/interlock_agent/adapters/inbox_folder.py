@@ -5,7 +5,8 @@ Rules of the file:
   used for anything but to move it.
 - A file is whole when it was the same in two looks, and nobody has it open for writing (a read lease of fcntl(2) can be
   had; where there are none, on a network file system or for another owner's file, the looks alone count).
-- What was taken ends in `done/` or `refused/`, with a note beside it.
+- What was taken ends in `done/` or `refused/`, with a note beside it. So many stay in each; the oldest go, and nothing
+  that was not put there by us.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import errno
 import fcntl
 import json
 import os
+import re
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from interlock_shared.errors import Forbidden, Later, Unreachable
 
 SUFFIX = ".bundle"
 DONE, REFUSED = "done", "refused"
+_OURS = re.compile(r"\d{8}T\d{6}Z-")
 NAME_MAX = 200  # bytes of a name: a time in front and `.json` behind still make one
 
 
@@ -42,8 +46,8 @@ class Entry:
 class InboxFolder:
     """One folder. Everything blocks; OSError stays inside."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
+    def __init__(self, folder: Path, keep: int = 10) -> None:
+        self.path, self._keep = folder, keep
 
     def prepare(self) -> None:
         """Make what is missing. Raises Forbidden (`inbox`) where it cannot be used, or anybody may write there."""
@@ -113,10 +117,23 @@ class InboxFolder:
             os.rename(self.path / entry.name, target)
             durable.fsync_folder(self.path)
             durable.fsync_folder(target.parent)
+            self._make_room(target.parent)
         except FileNotFoundError:
             return  # who gave it has taken it away again: the note is there
         except OSError as bad:
             raise Later(f"{_plain(entry.name)}: {bad.strerror}", code="io") from None
+
+    def _make_room(self, folder: Path) -> None:
+        """A name is its time first, so that the oldest are the first."""
+        ours = sorted(name for name in os.listdir(folder) if _OURS.match(name))
+        notes = [name for name in ours if name.endswith(f"{SUFFIX}.json")]
+        for note in notes[: max(0, len(notes) - self._keep)]:
+            taken = folder / note.removesuffix(".json")
+            if taken.is_dir() and not taken.is_symlink():
+                shutil.rmtree(taken, ignore_errors=True)
+            else:
+                taken.unlink(missing_ok=True)
+            (folder / note).unlink(missing_ok=True)
 
 
 def _wrong(name: str, seen: os.stat_result) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -21,6 +23,7 @@ from tests.e2e import releases
 from tests.e2e.world import temporary
 from tests.fetcher.repository import CONTENT, DEVICE, MODEL, VERSION, Repository
 from tests.rig.fleet import Device, Fleet, until
+from tests.rig.pieces import Pieces, bomb, member
 
 pytestmark = pytest.mark.e2e
 
@@ -139,6 +142,67 @@ def test_what_was_revoked_online_is_refused(device: Device, capsys: Any) -> None
     store.rmdir()
     assert (exit_code, document["code"]) == (15, "revoked")
     nothing_left(device)
+
+
+WHOLE = Pieces(BUNDLE)
+SEGMENT = WHOLE.names[WHOLE.place("segment/")]
+DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+FIVE_GIB = b"%011o\0" % (5 * 1024**3)
+BOMB = WHOLE.instead("segment/", member(SEGMENT + ".zst", bomb(200 * 1024**2)))
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "bomb": (BOMB, "segment_mismatch"),
+    "sparse": (WHOLE.instead("segment/", member(SEGMENT, b"", type=tarfile.GNUTYPE_SPARSE)), "not_a_plain_file"),
+    "symbolic-link": (
+        WHOLE.instead("segment/", member(SEGMENT, b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")),
+        "not_a_plain_file",
+    ),
+    "hard-link": (
+        WHOLE.instead("manifest", member("manifest.json", b"", type=tarfile.LNKTYPE, linkname="/etc/passwd")),
+        "not_a_plain_file",
+    ),
+    "climbing": (WHOLE.before("manifest", member("../../../etc/passwd", b"x")), "foreign_member"),
+    "twice": (WHOLE.before("segment/", WHOLE.good[WHOLE.place("segment/")]), "wrong_order"),
+    "manifest-of-5-gib": (WHOLE.declared("manifest", FIVE_GIB), "too_large"),
+    "segment-of-5-gib": (WHOLE.declared("segment/", FIVE_GIB), "too_large"),
+    "deep": (WHOLE.content("manifest", DEEP), "invalid"),
+    "half": (BUNDLE[: len(BUNDLE) // 2], "truncated"),
+}
+
+
+@pytest.fixture
+def incumbent(device: Device) -> Iterator[dict[str, bytes]]:
+    """What lies in a slot, and serves; afterwards it is the same."""
+    slot = device.state / "slots" / "served" / "a"
+    slot.mkdir(parents=True)
+    (slot / "model.onnx").write_bytes(b"what serves")
+    files = {str(path): path.read_bytes() for path in (device.state / "slots").rglob("*") if path.is_file()}
+    yield files
+    nothing_left(device)
+    found = {str(path): path.read_bytes() for path in (device.state / "slots").rglob("*") if path.is_file()}
+    assert found == files
+    shutil.rmtree(device.state / "slots" / "served")
+
+
+AT_THE_DOOR = ("bomb", "symbolic-link")
+IN_THE_INBOX = tuple(HOSTILE.keys() - set(AT_THE_DOOR))
+
+
+@pytest.mark.parametrize("words", AT_THE_DOOR)
+@pytest.mark.usefixtures("incumbent")
+def test_a_hostile_file_is_refused_by_its_reason(device: Device, capsys: Any, words: str) -> None:
+    data, why = HOSTILE[words]
+    exit_code, document = install(device, data, capsys)
+    assert (exit_code != 0, document.get("reason") or document["code"]) == (True, why), document
+
+
+@pytest.mark.usefixtures("incumbent")
+def test_hostile_files_in_the_inbox_are_moved_with_their_reasons(device: Device) -> None:
+    for words in IN_THE_INBOX:
+        put(device, f"{words}.bundle", HOSTILE[words][0])
+    found = {words: note(device, "refused", f"{words}.bundle") for words in IN_THE_INBOX}
+    assert {words: one["code"] for words, one in found.items()} == {words: HOSTILE[words][1] for words in IN_THE_INBOX}
+    assert all(one["message"] for one in found.values())
+    assert "Traceback" not in (device.folder / "agent.log").read_text()
 
 
 def note(device: Device, where: str, name: str) -> dict[str, Any]:

@@ -25,62 +25,13 @@ from interlock_shared import archive, canonical
 from interlock_shared.archive import BLOCK, header, padding
 from interlock_shared.errors import InterlockError
 from tests.fetcher.repository import DEVICE, MODEL, NOW, PARTS, Repository
+from tests.rig.pieces import Pieces, bomb, joined, member
 
 GIB = 1024**3
 MINE = Repository()
-Members = list[tuple[bytes, bytes]]  # (header, content)
-
-
-def members() -> Members:
-    """The good bundle, member by member."""
-    data, found, at = MINE.bundle(), [], 0
-    while any(data[at : at + BLOCK]):
-        size = int(data[at + 124 : at + 135], 8)
-        found.append((data[at : at + BLOCK], data[at + BLOCK : at + BLOCK + size]))
-        at += BLOCK + size + padding(size)
-    return found
-
-
-GOOD = members()
-NAMES = [head[:100].rstrip(b"\0").decode() for head, _ in GOOD]
-
-
-def place(kind: str) -> int:
-    return next(number for number, name in enumerate(NAMES) if name.startswith(kind))
-
-
-def joined(found: Members) -> bytes:
-    return b"".join(head + data + b"\0" * padding(len(data)) for head, data in found) + b"\0" * 1024
-
-
-def member(name: str, data: bytes, **more: Any) -> tuple[bytes, bytes]:
-    """A member as tarfile writes it: types, sizes and names that ours never has."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for field, value in more.items():
-        setattr(info, field, value)
-    return info.tobuf(more.get("format", tarfile.USTAR_FORMAT), "utf-8", "surrogateescape"), data
-
-
-def instead(kind: str, new: tuple[bytes, bytes]) -> bytes:
-    return joined([new if number == place(kind) else one for number, one in enumerate(GOOD)])
-
-
-def content(kind: str, data: bytes) -> bytes:
-    return instead(kind, (header(NAMES[place(kind)], len(data)), data))
-
-
-def before(kind: str, new: tuple[bytes, bytes]) -> bytes:
-    at = place(kind)
-    return joined([*GOOD[:at], new, *GOOD[at:]])
-
-
-def declared(kind: str, size: bytes) -> bytes:
-    """The same member, with another size field."""
-    head, data = GOOD[place(kind)]
-    damaged = head[:124] + size + head[136:148] + b" " * 8 + head[156:]
-    checked = damaged[:148] + b"%06o\0 " % sum(damaged) + damaged[156:]
-    return instead(kind, (checked, data))
+WHOLE = Pieces(MINE.bundle())
+GOOD, NAMES = WHOLE.good, WHOLE.names
+place, instead, content, before, declared = WHOLE.place, WHOLE.instead, WHOLE.content, WHOLE.before, WHOLE.declared
 
 
 def manifest(**fields: Any) -> bytes:
@@ -91,11 +42,6 @@ def manifest(**fields: Any) -> bytes:
 DEEP = b"[" * 100_000 + b"]" * 100_000
 SEGMENT = NAMES[place("segment/")]
 ZST = SEGMENT + ".zst"
-
-
-def bomb(size: int) -> bytes:
-    """A frame that says nothing of its size, and unpacks to it."""
-    return zstandard.ZstdCompressor(level=1, write_content_size=False).compress(b"\0" * size)
 
 
 def tail(kind: str, name: str, data: bytes) -> bytes:

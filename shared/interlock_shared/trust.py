@@ -58,6 +58,9 @@ def seal(model: BaseModel, payload_type: str, signer: Signer) -> bytes:
     return canonical.encode(envelope.to_dict())
 
 
+_ENVELOPE = {"payload", "payloadType", "signatures"}
+
+
 def load_keys(keys: Mapping[str, Mapping[str, Any]]) -> list[Key]:
     """Public keys from securesystemslib's dictionaries, `{keyid: {...}}`. Raises Invalid."""
     try:
@@ -84,6 +87,9 @@ def _canonical_id(key: Key) -> str:
 def open_envelope(data: bytes, payload_type: str, schema: str, kind: type[M], keys: list[Key], what: str) -> M:
     """Steps 1 to 6. Raises Invalid, Untrusted, Incompatible."""
     document = canonical.decode(data, limit=DOCUMENT_MAX_BYTES, what=what)  # 1
+    for field in sorted(document.keys() - _ENVELOPE):  # nobody has signed it
+        named = ascii(field[:64])[1:-1]  # as others can write it
+        raise Invalid(f"{what}: {named} is no part of an envelope", field=named)
     try:
         envelope = Envelope.from_dict(document)
     except (KeyError, TypeError, ValueError, AttributeError) as bad:

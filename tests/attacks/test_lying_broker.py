@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from interlock_shared import canonical
+from interlock_shared import canonical, trust
 from interlock_shared.documents import Ack
+from interlock_shared.limits import DOCUMENT_MAX_BYTES
 from tests.attacks.lying_broker import LyingBroker
 from tests.attacks.scene import DEVICE, Attack, Scene, broker_tls, desired_of, rows_of, scene
 from tests.attacks.thief import DAYS
 from tests.e2e.world import MODEL, rows
+from tests.rig.damages import misshapen, of_signatures, unreadable
 from tests.rig.fleet import until
 
 pytestmark = pytest.mark.e2e
@@ -164,6 +166,34 @@ def _flood(s: Liar) -> None:
     assert s.serves() == serves
 
 
+def _misshapen(s: Liar) -> None:
+    """Every wrong form of the two documents that a device is sent, with the director's signature and around it."""
+    wish = json.loads(base64.b64decode(json.loads(s.signed(1))["payload"]))
+    ack = Ack(device=DEVICE, epoch=s.outbox()[0], upto=1).model_dump(mode="json", by_alias=True)
+    serves, held, before = s.serves(), s.outbox()[1], sum(s.status()["refused"].values())
+    wanted, sent = s.status()["desired"], 0
+    for kind, good, seal, needed in (
+        ("desired", wish, trust.DESIRED_TYPE, ("device", "epoch", "counter", "issued_at", "expires_at", "units")),
+        ("ack", ack, trust.ACK_TYPE, ("device", "epoch", "upto")),
+    ):
+        envelope = json.loads(s.thief.sealed(canonical.encode(good), seal))
+        fields = ("payload", "payloadType", "signatures")
+        around = (*unreadable(envelope), *misshapen(envelope, fields, closed=False), *of_signatures(envelope))
+        for damage in around:
+            s.broker.say(DEVICE, kind, damage.data)
+        inside = (*unreadable(good), *misshapen(good, needed))
+        for damage in inside:
+            s.broker.say(DEVICE, kind, s.thief.sealed(damage.data, seal))
+        s.broker.say(DEVICE, kind, b" " * (DOCUMENT_MAX_BYTES + 1))
+        sent += len(around) + len(inside) + 1
+    until(lambda: sum(s.status()["refused"].values()) - before >= sent, "all of them refused")
+    assert (s.status()["desired"], s.serves()) == (wanted, serves)
+    assert set(s.outbox()[1]) >= set(held)
+    assert s.told("invalid") == 1
+    s.listens()
+    assert sum(s.status()["refused"].values()) - before == sent
+
+
 def _expired(s: Liar) -> None:
     s.ignores(s.signed(1, life=-timedelta(hours=1)), "expired")
 
@@ -214,6 +244,7 @@ BROKER = (
     Attack("a flood of malformed documents", _flood, "refused, counted, told once; the server is not asked each time"),
 )
 DIRECTOR = (
+    Attack("director's key: documents of every wrong form", _misshapen, "refused, counted, told once for each reason"),
     Attack("director's key: a document that has expired", _expired, "refused", long=True),
     Attack("director's key: a counter far ahead", _far_ahead, "refused"),
     Attack("director's key: an epoch that was not announced", _of_a_later_epoch, "refused", long=True),

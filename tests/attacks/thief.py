@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Signed, Snapshot, TargetFile, Timestamp
 
@@ -137,3 +138,9 @@ class Thief:
             units={unit: Assignment.model_validate(dict(wish)) for unit, wish in units.items()},
         )
         return seal(document, DESIRED_TYPE, self.signers["director"])
+
+    def sealed(self, payload: bytes, kind: str) -> bytes:
+        """Any bytes, signed by the director's key as a document of that type."""
+        envelope = Envelope(payload, kind, {})
+        envelope.sign(self.signers["director"])
+        return canonical.encode(envelope.to_dict())

@@ -62,7 +62,7 @@ class MetadataSource(Protocol):
 class _Port(FetcherInterface):
     """python-tuf's fetcher port over a source. `last_root(version)` is called where the roots end."""
 
-    def __init__(self, source: MetadataSource, last_root: Callable[[int], None]) -> None:
+    def __init__(self, source: MetadataSource, last_root: weakref.WeakMethod[Callable[[int], None]]) -> None:
         self._source, self._last_root = source, last_root
         self.trouble: InterlockError | None = None
         self._roots = 0
@@ -79,7 +79,9 @@ class _Port(FetcherInterface):
             raise exceptions.DownloadError(error.message) from error
         if data is None:
             if is_root:
-                self._last_root(int(name.split(".")[0]) - 1)
+                heard = self._last_root()
+                if heard is not None:
+                    heard(int(name.split(".")[0]) - 1)
             raise exceptions.DownloadHTTPError(f"{name} is not there", 404)
         self._roots = self._roots + 1 if is_root else 0
         return iter((data,))
@@ -104,7 +106,7 @@ class Trust:
         self._walk = stores.make()
         weakref.finalize(self, stores.remove, self._walk)
         self._copy_store()
-        self._port = _Port(self._source, self._last_root)
+        self._port = _Port(self._source, weakref.WeakMethod(self._last_root))  # no cycle: the folder goes at once
         try:
             embedded = Metadata[Root].from_bytes(self._embedded).signed.version
             self._updater = Updater(  # 1
@@ -162,14 +164,14 @@ class Trust:
             listed = stored.versions(self._folder / "snapshot.json")
             if refused.code != "bad_metadata" or not listed:
                 raise
-            first = refused
+            first = refused.message  # the error itself would hold this walk's folder
         self._listed = listed
         self._begin()
         (self._walk / "snapshot.json").unlink()
         try:
             return self._walked(known, TOP_ROLES, self._updater.refresh)[1]
         except InterlockError:
-            raise first from None
+            raise Untrusted(first, code="bad_metadata") from None
 
     def _walked(self, known: Floors, roles: tuple[str, ...], walk: Any, *arguments: Any) -> tuple[Any, Floors]:
         trouble: InterlockError | None = None

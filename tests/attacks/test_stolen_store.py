@@ -15,6 +15,7 @@ pytestmark = pytest.mark.e2e
 
 FILES = {  # what is asked for, by the pattern of its path
     "the timestamp": r"/v1/metadata/timestamp\.json",
+    "a root": r"/v1/metadata/[2-9][0-9]*\.root\.json",
     "a snapshot": r"/v1/metadata/[0-9]+\.snapshot\.json",
     "targets": r"/v1/metadata/[0-9]+\.targets\.json",
     "a release role": r"/v1/metadata/[0-9]+\.release-.*\.json",
@@ -34,6 +35,8 @@ def _moved(s: Scene, pattern: str) -> None:
     """What is asked for only when it has changed has changed."""
     if pattern == FILES["targets"]:
         s.world.add_model(f"model-{len(s.impostor.asked)}")
+    elif pattern == FILES["a root"]:
+        s.world.cli("root", "propose", "--rotate", "timestamp")
 
 
 def _bent(s: Scene, pattern: str, bend: Callable[[bytes], bytes]) -> None:

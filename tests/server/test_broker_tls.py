@@ -46,6 +46,14 @@ async def test_a_certificate_that_is_not_known_is_refused_and_takes_nothing_over
     assert rig.broker.figures["taken_over"] == 0
 
 
+async def test_a_client_id_takes_no_neighbour_s_session(rig: Rig) -> None:
+    server, device = await rig.server(), await rig.online(rig.card("edge-1"), connect(client_id="edge-1"))
+    for claimed in ("edge-1", "interlock-edge-1", SERVER):
+        await rig.online(rig.card("edge-2"), connect(client_id=claimed))
+    device.say(publish(EVENT, b"still here"))
+    assert await next_publish(server) == told(EVENT, b"still here")
+
+
 async def test_who_has_no_certificate_of_ours_does_not_get_as_far_as_mqtt(rig: Rig, tmp_path: Path) -> None:
     await rig.server()
     foreign = await asyncio.to_thread(DeviceCA.open, tmp_path / "foreign")

@@ -334,7 +334,7 @@ async def test_a_certificate_that_was_renewed_long_ago_is_a_clone_s(fleet: Fleet
     clock.forward(hours=2)
     await own_word(fleet, renewed)
     assert (await detail(fleet, "edge-1"))["clone"] is None
-    await own_word(fleet, device)
+    assert (await own_word(fleet, device))[0] == 200  # who is the thief is for a person to say
     assert (await detail(fleet, "edge-1"))["clone"]["why"] == clones.FORMER_CERTIFICATE
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from interlock_agent.config import Config
-from interlock_agent.core import sideloads, time_floor
+from interlock_agent.core import revoked, sideloads, time_floor
 from interlock_agent.core.records import UnitRecord
 from interlock_agent.core.states import RESTING, Phase
 from interlock_agent.core.times import rfc3339, seconds
@@ -194,6 +194,7 @@ class Describer:
             unit["checks"] = self._engine.shared.checks.get(name, [])
             unit["gap"] = self._engine.shared.gaps[name].document() if name in self._engine.shared.gaps else {}
             unit["alarmed"] = self._alarm(name) or None
+            unit["revoked"] = revoked.known(self._engine.stored.meta, name)
             unit["host"] = self._units.get(name)
         link = None if self.broker is None else {"connected": self.broker.connected, "trouble": self.broker.trouble}
         document["link"] = link

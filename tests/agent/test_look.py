@@ -50,6 +50,12 @@ def test_what_is_wrong_with_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "detector hook: exit 1: [still] starting" in text
 
 
+def test_what_its_signers_took_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"version": "1.4.0", "reason": "labels were swapped", "at": "2026-03-01T00:00:00Z"}
+    text = said(monkeypatch, fallback="1.4.0", revoked=[taken])
+    assert "revoked detector 1.4.0: labels were swapped" in text
+
+
 def test_a_model_that_is_long_being_opened_says_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
     text = said(monkeypatch, phase="gating", progress={"doing": "gate", "stage": "loads", "seconds": 125})
     assert "gating (loads, 125 s)" in text

@@ -18,7 +18,7 @@ from rich.markup import escape
 from tests.demo import altered, material
 from tests.demo.forms import LIMIT, Form, Forms, Judging
 from tests.demo.material import FIRST, MISFIT, MODEL, SECOND, Release
-from tests.demo.story import SITE, Story
+from tests.demo.story import SITE, Story, foreign_bundle
 from tests.demo.table import Report
 from tests.demo.traffic import Traffic
 from tests.models.fetch import fetch
@@ -113,7 +113,8 @@ def main() -> int:
     try:
         with report.step("Set-up: models and golden data"):
             prepared = prepare(report)
-    except (RuntimeError, OSError) as broken:
+            foreign = foreign_bundle(state.resolve() / "foreign", prepared.releases["1.2.0"])
+    except (RuntimeError, OSError, RigError) as broken:
         report.say(f"[red]{escape(str(broken))}[/]")
         return 1
     began = time.monotonic()
@@ -125,7 +126,7 @@ def main() -> int:
         device = fleet.device("orin-1", DEVICE, SITE_LABELS)
         device.start()
         report.say(f"server {fleet.url}, device {device.name}; everything is in {HERE}/state")
-        story = Story(fleet, device, report, prepared.releases)
+        story = Story(fleet, device, report, prepared.releases, foreign)
         tell(story, prepared)
         tally = story.clients.stop()
         by_release = ", ".join(f"{release} {count}" for release, count in sorted(tally.releases.items()))

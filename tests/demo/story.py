@@ -23,8 +23,12 @@ RESTING = ("confirmed", "reverted", "rejected", "failed", "cancelled", "supersed
 class Story:
     """One server, one device, one client, step by step."""
 
-    def __init__(self, fleet: Fleet, device: Device, report: Report, releases: dict[str, Release]) -> None:
+    def __init__(
+        self, fleet: Fleet, device: Device, report: Report, releases: dict[str, Release], foreign: Path
+    ) -> None:
+        """`foreign`: a bundle of somebody else's fleet."""
         self.fleet, self.device, self.report, self.releases = fleet, device, report, releases
+        self.foreign = foreign
         self.traffic: Traffic | None = None
         self.judging: Judging | None = None
         self._pool = ThreadPoolExecutor(max_workers=1)
@@ -140,7 +144,7 @@ class Story:
         with self.report.step("3 · Forgeries"):
             bundle = self.fleet.folder / "forgeries"
             bundle.mkdir(exist_ok=True)
-            altered, foreign = bundle / "altered.bundle", bundle / "foreign.bundle"
+            altered = bundle / "altered.bundle"
 
             def alter() -> tuple[bool, str]:
                 self.export("1.1.0", altered)
@@ -152,9 +156,7 @@ class Story:
             self.report.expect("3 altered after signing", "refused, nothing unpacked", alter)
 
             def forge() -> tuple[bool, str]:
-                with Foreign(self.fleet, self.releases["1.2.0"]) as stranger:
-                    stranger.export(foreign)
-                return self._refused(foreign, 10, "unknown_root")
+                return self._refused(self.foreign, 10, "unknown_root")
 
             self.report.expect("3 signed with a foreign key", "refused, nothing unpacked", forge)
 
@@ -326,22 +328,14 @@ def checks_of(verdict: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {check["check"]: check for stage in verdict["stages"] for check in stage["checks"]}
 
 
-class Foreign:
-    """Somebody else's fleet: own server, own keys; exports a bundle that is genuine there."""
-
-    def __init__(self, mine: Fleet, release: Release) -> None:
-        self._fleet = Fleet(mine.folder / "foreign", mine.environment)
-        self._release = release
-
-    def __enter__(self) -> Foreign:
-        self._fleet.start_server()
-        self._fleet.init_keys(MODEL)
-        self._fleet.cli("publish", str(self._release.folder))
-        return self
-
-    def export(self, target: Path) -> None:
-        """With a permit for any device."""
-        self._fleet.cli("bundle", "export", MODEL, self._release.version, "-o", str(target), "--valid-for", "7d")
-
-    def __exit__(self, *_: object) -> None:
-        self._fleet.stop()
+def foreign_bundle(folder: Path, release: Release) -> Path:
+    """A bundle that is genuine in somebody else's fleet: own server, own keys, with a permit for any device."""
+    stranger, target = Fleet(folder), folder / "foreign.bundle"
+    stranger.start_server()
+    try:
+        stranger.init_keys(MODEL)
+        stranger.cli("publish", str(release.folder))
+        stranger.cli("bundle", "export", MODEL, release.version, "-o", str(target), "--valid-for", "7d")
+    finally:
+        stranger.stop()
+    return target

@@ -94,6 +94,7 @@ def test_revoked_each_owner_is_obeyed(made: World) -> None:
     runs(back, good)
     assert answer(back) == (200, f"{MODEL}/{good}")
     assert alarmed(stop) == "stop"
+    assert [(one["version"], one["reason"]) for one in unit(back)["revoked"]] == [(bad, "labels were swapped")]
     reply = asyncio.run(clients.infer(unit(stop)["address"]))
     assert (reply.status, json.loads(reply.body)["code"]) == (503, "release_revoked")
 

@@ -50,6 +50,10 @@ def status(as_json: output.AsJson = False, config: output.ConfigPath = None) -> 
         _show_health(name, unit)
     for note in document["notes"]:
         output.out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
+    for name, unit in sorted(document["units"].items()):
+        for one in unit.get("revoked") or ():
+            text = f"{name} {one['version']}: {one['reason']}"
+            output.out.print(f"[red]revoked[/] {escape(text)}", soft_wrap=True)
     for entry in document["quarantine"]:
         text = f"{entry['version']} ({entry['payload_sha256'][:12]}…): {entry['reason']} at {entry['at']}"
         output.out.print(f"[red]quarantine[/] {escape(text)}", soft_wrap=True)

@@ -36,6 +36,12 @@ def installed(record: UnitRecord) -> list[tuple[str, str, bool]]:
     return found
 
 
+def known(meta: Mapping[str, Any], unit: str) -> list[dict[str, str]]:
+    """`version`, `reason`, `at` of the unit's revoked releases, oldest first."""
+    found = (meta.get(REVOKED) or {}).get(unit) or {}
+    return sorted((dict(one) for one in found.values()), key=lambda one: one.get("at", ""))
+
+
 def refused(meta: Mapping[str, Any], unit: str) -> list[str]:
     """Names of the unit's revoked releases, as the host says them."""
     known = (meta.get(REVOKED) or {}).get(unit) or {}

@@ -112,7 +112,7 @@ def _approved(state: Path, job: messages.Job, *, wait: bool) -> dict[str, Any]:
         if facts and not told:
             told = True
             job = replace(job, name=str(facts["device"]))  # the id that was given is asked for from now on
-            output.out.print(f"waits for approval as [bold]{facts['device']}[/], key {facts['keyid'][:16]}: there")
+            output.out.print(f"waits for approval as [bold]{facts['device']}[/]; who runs the fleet lets it in:")
             output.out.print(
                 f"  interlock device approve {facts['device']} --key {facts['keyid'][:16]}", soft_wrap=True
             )

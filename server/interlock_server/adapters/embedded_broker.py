@@ -176,7 +176,7 @@ class EmbeddedBroker:
             if not writer.transport.is_closing():
                 writer.write(mqtt.connack(refused.code))
         except (Invalid, OSError, TimeoutError, asyncio.IncompleteReadError) as bad:
-            log.info("a client from %s: %s", peer, bad)
+            log.info("a client from %s: %s", peer, "gone" if isinstance(bad, asyncio.IncompleteReadError) else bad)
         except asyncio.CancelledError:
             writer.transport.abort()  # the server stops
         except Exception:

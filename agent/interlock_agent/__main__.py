@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from interlock_agent import anchor, logs
+from interlock_agent import anchor, key_watch, logs
 from interlock_agent import config as configuration
 from interlock_agent.adapters.broker import Broker
 from interlock_agent.adapters.clock import SystemClock
@@ -102,6 +102,8 @@ class Agent:
         self._spawn(self._keep_floor())
         self._spawn(self._judge_changed())
         self._spawn(self._feed_watchdog())
+        if self.identity.is_held:
+            self._spawn(key_watch.lost(self.identity, self.clock))
         notify("READY=1")
         log.info("ready: %s", self.identity.device)
         waiting = asyncio.create_task(stop.wait())

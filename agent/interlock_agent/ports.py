@@ -255,7 +255,7 @@ class Signer(Protocol):
     """The device's key."""
 
     async def sign_verdict(self, verdict: Any) -> bytes:
-        """A DSSE envelope of the verdict. Raises Unreachable where the key is in a TPM or a token that is away."""
+        """A DSSE envelope of the verdict. Raises Later where the key is in a TPM or a token that is away."""
 
 
 @dataclass(frozen=True)

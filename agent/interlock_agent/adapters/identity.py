@@ -34,11 +34,12 @@ from interlock_agent.keys import places
 from interlock_agent.keys.places import HeldKey
 from interlock_shared import canonical, durable, trust
 from interlock_shared.documents import Verdict
-from interlock_shared.errors import InterlockError, Invalid, NotFound, Unreachable, from_wire
+from interlock_shared.errors import InterlockError, Invalid, Later, NotFound, Unreachable, from_wire
 from interlock_shared.limits import METADATA_MAX_BYTES
 
 log = logging.getLogger("interlock.identity")
 
+ANSWER_S = 60.0  # for a TPM that is busy
 NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME; why: fetcher/credentials.py
 
 
@@ -67,7 +68,7 @@ class Identity:
         if not isinstance(key, (ec.EllipticCurvePrivateKey, Ed25519PrivateKey, HeldKey)):
             raise Invalid("the device's key is neither P-256 nor Ed25519", code="bad_identity")
         self._signer = CryptoSigner(cast(Any, key))
-        self.key = held.place.shown if held else places.FILE
+        self.key, self.is_held = held.place.shown if held else places.FILE, held is not None
         self._certificate = x509.load_pem_x509_certificates(data)[0] if b"BEGIN CERTIFICATE" in data else None
 
     @property
@@ -83,9 +84,34 @@ class Identity:
             return ""
 
     async def sign_verdict(self, verdict: Verdict) -> bytes:
-        """A DSSE envelope. Raises Unreachable where the key is elsewhere, and does not answer."""
-        with self._used():
-            return await asyncio.to_thread(trust.seal, verdict, trust.VERDICT_TYPE, self._signer)
+        """A DSSE envelope. Raises Later where the key is elsewhere, and does not answer: no fault of what is judged."""
+        try:
+            with self._used():
+                return await asyncio.to_thread(trust.seal, verdict, trust.VERDICT_TYPE, self._signer)
+        except Unreachable as bad:
+            raise Later(bad.message, code=bad.code) from None
+
+    async def answers(self) -> bool:
+        """Whether the key signs, in this process."""
+        try:
+            with self._used():
+                await asyncio.to_thread(self._signer.sign, b"interlock")
+        except InterlockError:
+            return False
+        return True
+
+    async def answers_others(self) -> bool:
+        """Whether the key signs in a process that begins now."""
+        command = (sys.executable, "-m", "interlock_agent.keys", str(self._state / "identity" / "device.pem"))
+        child = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
+        try:
+            return await asyncio.wait_for(child.wait(), ANSWER_S) == 0
+        except (asyncio.TimeoutError, TimeoutError):  # two before Python 3.11
+            return False
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
 
     @contextmanager
     def _used(self) -> Iterator[None]:

@@ -152,11 +152,11 @@ BOMB = WHOLE.instead("segment/", member(SEGMENT + ".zst", bomb(200 * 1024**2)))
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "bomb": (BOMB, "segment_mismatch"),
     "sparse": (WHOLE.instead("segment/", member(SEGMENT, b"", type=tarfile.GNUTYPE_SPARSE)), "not_a_plain_file"),
-    "symbolic-link": (
+    "linked-by-name": (
         WHOLE.instead("segment/", member(SEGMENT, b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")),
         "not_a_plain_file",
     ),
-    "hard-link": (
+    "linked-hard": (
         WHOLE.instead("manifest", member("manifest.json", b"", type=tarfile.LNKTYPE, linkname="/etc/passwd")),
         "not_a_plain_file",
     ),
@@ -183,7 +183,7 @@ def incumbent(device: Device) -> Iterator[dict[str, bytes]]:
     shutil.rmtree(device.state / "slots" / "served")
 
 
-AT_THE_DOOR = ("bomb", "symbolic-link")
+AT_THE_DOOR = ("bomb", "linked-by-name")
 IN_THE_INBOX = tuple(HOSTILE.keys() - set(AT_THE_DOOR))
 
 

@@ -26,7 +26,7 @@ from interlock_agent.fetcher import credentials
 from interlock_agent.fetcher.http import Server
 from interlock_agent.fetcher.messages import Job
 from interlock_shared import __version__, canonical, durable, topics
-from interlock_shared.errors import InterlockError, Invalid, Unreachable, Untrusted
+from interlock_shared.errors import InterlockError, Invalid, Later, Unreachable, Untrusted
 from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES
 
 MAX_ROTATIONS = 256  # of the root, before a first contact: one a quarter is 64 years
@@ -165,7 +165,7 @@ def renew(job: Job) -> dict[str, Any]:
     try:
         _used_once(job, following)
     except InterlockError as bad:
-        if isinstance(bad, Unreachable) and bad.code != "certificate_refused":
+        if isinstance(bad, Later) and bad.code != "certificate_refused":
             # A server that does not even let it in may end the connection without a word, as a broken network does.
             # Where the old one is heard at the same time, it is the new one that is not.
             _used_once(job, credentials.pair_file(state))

@@ -54,6 +54,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Passed on."""
+        self.server.impostor.asked.append(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.reply(*self.server.impostor.real(self.path, dict(self.headers), body))
 

@@ -26,7 +26,7 @@ DEVICE = "press-7"
 ROLE = topics.release_role(MODEL)
 
 
-S = TypeVar("S", bound="Scene")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-from tests.attacks import test_lying_broker, test_stolen_server, test_stolen_store
+from tests.attacks import test_lying_broker, test_stolen_device, test_stolen_server, test_stolen_store
+from tests.attacks.scene import Attack
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "attacks.md"
@@ -13,11 +15,13 @@ PAGE = ROOT / "docs" / "reference" / "attacks.md"
 
 def test_every_row_of_the_tables_is_on_the_page() -> None:
     page = PAGE.read_text().splitlines()
-    rows = [
-        f"| {one.name} | {one.outcome} |"
-        for module in (test_stolen_server, test_stolen_store, test_lying_broker)
-        for one in module.ATTACKS
-    ]
+    tables: tuple[tuple[Attack[Any], ...], ...] = (
+        test_stolen_server.ATTACKS,
+        test_stolen_store.ATTACKS,
+        test_lying_broker.ATTACKS,
+        test_stolen_device.ATTACKS,
+    )
+    rows = [f"| {one.name} | {one.outcome} |" for table in tables for one in table]
     assert len(rows) == len(set(rows))
     assert [row for row in page if row.count("|") == 3 and not row.startswith(("| attack", "| ---"))] == rows
 

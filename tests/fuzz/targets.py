@@ -26,6 +26,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import CryptoSigner
 
+from interlock_agent.core import ledger
 from interlock_agent.fetcher.archive import Archive
 from interlock_agent.fetcher.assemble import _decompress
 from interlock_agent.fetcher.messages import Job
@@ -205,11 +206,37 @@ def _onnx(data: bytes) -> object:
         return onnx_file.read(Path(file.name))
 
 
+_FLOORS = (
+    b'{"root":3,"root_sha256":"ab","snapshot":7,"targets":2,"release-a":1,"clock_root":2,'
+    b'"delegated":{"release-a":{"targets":2,"keyids":["old"],"threshold":1}}}'
+)
+_LEDGER = (
+    b'{"schema":"interlock.ledger/1","spent":{"try:x":1},"quarantine":[{"key":"k","payload_sha256":"p","reason":"r",'
+    b'"version":"1.0.0","at":"t"}],"facts":{"floors":' + _FLOORS + b',"director":{"epoch":1,"keys":{}},'
+    b'"desired_at":[1,2],"clock_floor":[0,"2026-01-01T00:00:00.000000Z"],'
+    b'"revoked":{"detector":{"aa":{"version":"1.0.0","reason":"r","at":"t"}}}}}'
+)
+
+
 def _floors(data: bytes) -> object:
-    """What an agent merges is its own; what it is compared with comes from signed metadata."""
+    """What an agent merges comes from its own files; what it is compared with comes from signed metadata."""
     document = canonical.decode(data, limit=MAX_BYTES, what="floors")
-    whole = {str(role): version for role, version in document.items() if isinstance(version, int)}
-    return floors.merged(whole, {"root": 1}), floors.recovered(whole, ["snapshot"])
+    if not floors.plausible(document):
+        raise Invalid("no floors")
+    keys = {"release-a": floors.RoleKeys(frozenset({"new"}), 1)}
+    newer = floors.relieved({**document, "root": 1}, keys, 9)
+    both = floors.merged(document, newer)
+    assert floors.plausible(both), "what was merged can be read again"
+    return floors.merged(newer, document), floors.recovered(both, ["snapshot"])
+
+
+def _ledger(data: bytes) -> object:
+    """The second file beside the journal: anything may have happened to it."""
+    try:
+        found = ledger.of_document(canonical.decode(data, limit=MAX_BYTES, what="ledger"))
+    except ValueError as bad:
+        raise Invalid(str(bad)) from None
+    return [ledger.higher(name, value, value) for name, value in found.facts.items()]
 
 
 def _mqtt(data: bytes) -> object:
@@ -268,7 +295,8 @@ def _made() -> dict[str, Target]:
         "csr": Target((_csr(),), request_key, textual=False),
         "keys": Target((json.dumps({signer.keyid: key["key"]}).encode(),), _keys),
         "director": Target((director,), _director),
-        "floors": Target((b'{"root":3,"snapshot":7,"release-a":1}',), _floors),
+        "floors": Target((_FLOORS,), _floors),
+        "ledger": Target((_LEDGER,), _ledger),
         "root": _metadata("2.root.json"),
         "timestamp": _metadata("timestamp.json"),
         "snapshot": _metadata("2.snapshot.json"),

@@ -19,7 +19,7 @@ def test_what_a_uri_means() -> None:
     plain, told = places.place("tpm:"), places.place("tpm:?tcti=swtpm:host=localhost,port=2321")
     assert plain is not None
     assert told is not None
-    assert (plain.provider, plain.environment, told.shown) == ("tpm2", (), "tpm:")
+    assert (plain.provider, plain.environment[0][1], told.shown) == ("tpm2", "device:/dev/tpmrm0", "tpm:")
     assert told.environment == (("TPM2OPENSSL_TCTI", "swtpm:host=localhost,port=2321"),)
     token = places.place(f"{TOKEN}?pin-source=file:/etc/pin&module-path=/usr/lib/a.so")
     assert token is not None

@@ -102,6 +102,23 @@ def provide(provider: str, environment: Mapping[str, str]) -> None:
         _crypto("ERR_clear_error")()
 
 
+class Socket(ssl.SSLSocket):
+    """TLS with such a key. pkcs11-provider leaves an error behind when it lets go of one, as of the connection before.
+    OpenSSL wants its queue of errors empty before it reads or writes, or takes the next wait for a failure."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        _crypto("ERR_clear_error")()
+        super().do_handshake(block)
+
+    def read(self, *where: Any, **more: Any) -> Any:
+        _crypto("ERR_clear_error")()
+        return super().read(*where, **more)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        _crypto("ERR_clear_error")()
+        return super().send(data, flags)
+
+
 @contextmanager
 def _key(pem: bytes) -> Iterator[int]:
     """The key that a PEM names; opened for one use, so that none is held in a TPM that has room for three."""

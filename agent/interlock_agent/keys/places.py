@@ -35,6 +35,9 @@ from interlock_shared.errors import InterlockError, Invalid, Unreachable
 FILE = "file"
 URI_MAX = 1024  # characters
 TPM2, PKCS11 = "tpm2", "pkcs11"  # OpenSSL's names of the providers
+TPM_DEVICE = (
+    "device:/dev/tpmrm0"  # always said: left alone, tpm2-tss ends at a port of this machine that anybody may open
+)
 FORMS = "file, tpm: or pkcs11:token=…;object=…?pin-source=file:/…"
 OURS = re.compile(rb"^interlock-key: (\S+)\ninterlock-public: (\S+)\n(?=-----BEGIN )")
 NAMED = ("token", "object", "id", "serial", "model", "manufacturer", "slot-id")
@@ -65,8 +68,7 @@ def place(uri: str) -> Place | None:
     if scheme == "tpm":
         if path:
             raise _bad(uri, "nothing stands between tpm: and ?tcti=…: the key is made in the TPM")
-        found = (("TPM2OPENSSL_TCTI", asked["tcti"]),) if "tcti" in asked else ()
-        return Place(uri, "tpm:", TPM2, "", found)
+        return Place(uri, "tpm:", TPM2, "", (("TPM2OPENSSL_TCTI", asked.get("tcti", TPM_DEVICE)),))
     if scheme != "pkcs11":
         raise _bad(uri, f"a key is in one of {FORMS}")
     if not {"object", "id"} & _pairs(uri, path, ";", NAMED).keys():
@@ -164,9 +166,12 @@ def load_pair(context: ssl.SSLContext, pair: Path) -> None:
     if key is None:
         context.load_cert_chain(pair)
         return
+    from interlock_agent.keys import openssl
+
     try:
         key.provide()
         context.load_cert_chain(pair)
+        context.sslsocket_class = openssl.Socket
     except Unreachable as bad:
         raise _away(key.place, bad) from None
     except OSError as bad:  # ssl.SSLError; or whatever the provider's own files gave, as Python puts it

@@ -71,7 +71,10 @@ def run(given: argparse.Namespace) -> int:
     if not given.host:
         raise Invalid("--output needs --host: the names that the broker's certificate is for", field="--host")
     if not (data / "keys" / f"{DEVICE_CA}.pem").exists():  # made here, they would be authorities that nobody knows
-        raise NotFound(f"--data {data}: no server has run here: there is no authority to sign with", code="no_key")
+        raise NotFound(
+            f"--data {data}: no server has run here, so there is no authority to sign with: start it once",
+            code="no_key",
+        )
     _write(given.output, texts, DeviceCA.open(data / "keys"), given.host, revoked)
     sys.stdout.write(f"written to {given.output}: {', '.join([*texts, *_CERTIFICATES])}\n")
     return 0

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from interlock_server.__main__ import main
+from interlock_server.adapters.device_ca import DeviceCA
 from tests.e2e.world import MODEL, World, eventually, temporary, watched
 from tests.rig.fleet import Process, until
 
@@ -39,6 +40,8 @@ class Broker:
     def __init__(self, program: str, folder: Path, data: Path, port: int) -> None:
         self.folder, self.port = folder, port
         words = ["broker-config", "mosquitto", f"--data={data}", f"--output={folder}", "--host=127.0.0.1"]
+        data.mkdir(parents=True)
+        DeviceCA.open(data / "keys")  # as the first start of the server leaves it
         assert main([*words, f"--listen=127.0.0.1:{port}"]) == 0
         (folder / "conf.d").mkdir()
         shutil.copy(folder / "interlock.conf", folder / "conf.d")

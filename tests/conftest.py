@@ -6,17 +6,29 @@ settings in pyproject.toml.
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+from interlock_agent.host.front.peers import OVERFLOW
 from tests import guard
 
 guard.install()
+# How long an example takes is the machine's business, and a busy one's is no failure.
+hypothesis.settings.register_profile("interlock", deadline=None)
+hypothesis.settings.load_profile("interlock")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip aloud what asks the kernel who somebody is, where it does not say."""
+    if os.geteuid() == OVERFLOW and item.get_closest_marker("known_user"):
+        pytest.skip("RUN BY NOBODY: the kernel calls everybody so whom it does not know; run the tests as another user")
 
 
 @pytest.fixture(autouse=True)

@@ -128,6 +128,7 @@ async def test_an_address_that_is_taken_back_is_listened_on_no_longer(rig: Rig, 
         await status(narrow)
 
 
+@pytest.mark.known_user
 @module_loop
 async def test_users_and_groups_of_this_machine(rig: Rig) -> None:
     me, other = os.getuid(), os.getuid() + 1

@@ -20,7 +20,7 @@ from tests.host.clients import Connection, request
 from tests.host.crew import asking
 from tests.host.rig import UNIT, Rig, running
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.known_user]
 
 WIDTH = 50_000  # 200 kB
 X = np.arange(WIDTH, dtype=np.float32)[None]

@@ -46,6 +46,7 @@ class Fault:
     serves: str = ONE
     settings: dict[str, Any] = field(default_factory=dict)
     first: dict[str, Any] = field(default_factory=dict)  # of the confirmed release's model
+    marks: tuple[pytest.MarkDecorator, ...] = ()
 
 
 async def _ended(rig: Rig, outcome: str, reason: str, generation: int = 2) -> None:
@@ -321,15 +322,15 @@ FAULTS = (
     Fault("agent stopped for its lease, then continued", agent_stopped_for_its_lease),
     Fault("hook fails", hook_fails),
     Fault("hook hangs", hook_hangs),
-    Fault("shared-memory region truncated", region_truncated),
-    Fault("swap and revert with regions in use", swap_and_revert_with_regions_in_use),
+    Fault("shared-memory region truncated", region_truncated, marks=(pytest.mark.known_user,)),
+    Fault("swap and revert with regions in use", swap_and_revert_with_regions_in_use, marks=(pytest.mark.known_user,)),
     Fault("client never closes its connection", client_never_closes),
     Fault("client sends half a body for ever", half_a_body_for_ever),
     Fault("disk full while switching", disk_full_while_switching),
 )
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
+@pytest.mark.parametrize("fault", [pytest.param(fault, id=fault.name, marks=fault.marks) for fault in FAULTS])
 async def test_what_applications_see_and_who_serves_after(fault: Fault, short_path: Path) -> None:
     async with running(short_path, **fault.settings) as rig:
         await rig.confirmed(1, **fault.first)

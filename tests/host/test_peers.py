@@ -13,6 +13,8 @@ import pytest
 from interlock_agent.host.front import peers
 from interlock_agent.host.wire import NO_USER
 
+pytestmark = pytest.mark.known_user
+
 ME = os.getuid()
 
 

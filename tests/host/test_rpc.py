@@ -183,6 +183,7 @@ async def test_a_front_that_is_replaced_takes_the_port_again(rig: Rig) -> None:
         assert (await caller.infer())[0] == "1.1.0"
 
 
+@pytest.mark.known_user
 async def test_shared_memory_is_ones_own_whichever_way_one_asks(rig: Rig, shared: Path) -> None:
     await rig.confirmed(1, scale=3.0)
     async with asking(rig) as caller:
@@ -214,6 +215,7 @@ async def test_shared_memory_is_ones_own_whichever_way_one_asks(rig: Rig, shared
         assert failure.value.status() == "StatusCode.NOT_FOUND"
 
 
+@pytest.mark.known_user
 async def test_tokens_and_users_hold(rig: Rig, tmp_path: Path) -> None:
     await rig.confirmed(1)
     tokens = tmp_path / "tokens"

@@ -114,6 +114,7 @@ class Foreign:
 
 
 @pytest.mark.e2e
+@pytest.mark.known_user
 async def test_a_foreign_client_registers_once_and_swaps_reverts_and_deaths_know_its_memory(rig: Rig) -> None:
     from tritonclient.utils import InferenceServerException
 
@@ -147,6 +148,7 @@ async def test_a_foreign_client_registers_once_and_swaps_reverts_and_deaths_know
 
 
 @pytest.mark.e2e
+@pytest.mark.known_user
 async def test_what_is_refused_and_by_which_name(rig: Rig, shared: Path) -> None:
     await rig.confirmed(1, scale=2.0)
     put(shared, [1, 2, 3, 4])
@@ -194,6 +196,7 @@ async def test_what_is_refused_and_by_which_name(rig: Rig, shared: Path) -> None
 
 
 @pytest.mark.e2e
+@pytest.mark.known_user
 async def test_a_region_that_is_shortened_costs_its_owner_an_answer_and_nobody_a_worker(rig: Rig, shared: Path) -> None:
     await rig.confirmed(1)
     live = await rig.live_pid()
@@ -214,6 +217,7 @@ async def test_a_region_that_is_shortened_costs_its_owner_an_answer_and_nobody_a
 
 
 @pytest.mark.e2e
+@pytest.mark.known_user
 async def test_a_worker_that_was_given_up_writes_nothing(rig: Rig, shared: Path) -> None:
     await rig.confirmed(1, hang_on=MAGIC)
     put(shared, [MAGIC, 2, 3, 4])
@@ -229,6 +233,7 @@ async def test_a_worker_that_was_given_up_writes_nothing(rig: Rig, shared: Path)
 
 
 @pytest.mark.e2e
+@pytest.mark.known_user
 async def test_a_request_inside_when_its_memory_is_taken_away_writes_nothing_there(rig: Rig, shared: Path) -> None:
     await rig.confirmed(1, slow=1500)
     put(shared, [1, 2, 3, 4])

@@ -20,13 +20,13 @@ from interlock_agent.host.wire import NO_USER
 
 _CREDENTIALS = struct.Struct("3I")  # struct ucred: pid, uid, gid
 _ESTABLISHED = "01"
-_OVERFLOW = 65534  # /proc/sys/kernel/overflowuid, as nobody changes it
+OVERFLOW = 65534  # /proc/sys/kernel/overflowuid, as nobody changes it
 
 
 def user(connection: Any) -> int:
     """The user id at the other end of a connected socket, or NO_USER."""
     found = _found(connection)
-    return NO_USER if found == _OVERFLOW else found
+    return NO_USER if found == OVERFLOW else found
 
 
 def _found(connection: Any) -> int:
@@ -55,7 +55,7 @@ def of_call(peer: str, listen: str) -> int:
         found = _of_tcp(family, (host.strip("[]"), int(port)), (ours, int(our_port)))
     except (OSError, ValueError):
         return NO_USER
-    return NO_USER if found == _OVERFLOW else found
+    return NO_USER if found == OVERFLOW else found
 
 
 def _of_tcp(family: int, peer: tuple[Any, ...], ours: tuple[Any, ...]) -> int:

@@ -24,6 +24,7 @@ from tests.rig.fleet import until
 pytestmark = pytest.mark.e2e
 
 FLOOD = 2_000
+AT_A_TIME = 16  # below what an agent keeps waiting
 
 
 @dataclass
@@ -172,6 +173,19 @@ def _misshapen(s: Liar) -> None:
     ack = Ack(device=DEVICE, epoch=s.outbox()[0], upto=1).model_dump(mode="json", by_alias=True)
     serves, held, before = s.serves(), s.outbox()[1], sum(s.status()["refused"].values())
     wanted, sent = s.status()["desired"], 0
+
+    def refused(count: int) -> None:
+        until(lambda: sum(s.status()["refused"].values()) - before >= count, f"{count} to be refused")
+
+    def tell(kind: str, *documents: bytes) -> None:
+        """A few at a time: a device that has more to look at than it wants to keep drops some."""
+        nonlocal sent
+        for document in documents:
+            s.broker.say(DEVICE, kind, document)
+            sent += 1
+            if sent % AT_A_TIME == 0:
+                refused(sent)
+
     for kind, good, seal, needed in (
         ("desired", wish, trust.DESIRED_TYPE, ("device", "epoch", "counter", "issued_at", "expires_at", "units")),
         ("ack", ack, trust.ACK_TYPE, ("device", "epoch", "upto")),
@@ -179,14 +193,11 @@ def _misshapen(s: Liar) -> None:
         envelope = json.loads(s.thief.sealed(canonical.encode(good), seal))
         fields = ("payload", "payloadType", "signatures")
         around = (*unreadable(envelope), *misshapen(envelope, fields, closed=False), *of_signatures(envelope))
-        for damage in around:
-            s.broker.say(DEVICE, kind, damage.data)
+        tell(kind, *(damage.data for damage in around))
         inside = (*unreadable(good), *misshapen(good, needed))
-        for damage in inside:
-            s.broker.say(DEVICE, kind, s.thief.sealed(damage.data, seal))
-        s.broker.say(DEVICE, kind, b" " * (DOCUMENT_MAX_BYTES + 1))
-        sent += len(around) + len(inside) + 1
-    until(lambda: sum(s.status()["refused"].values()) - before >= sent, "all of them refused")
+        tell(kind, *(s.thief.sealed(damage.data, seal) for damage in inside))
+        tell(kind, b" " * (DOCUMENT_MAX_BYTES + 1))
+    refused(sent)
     assert (s.status()["desired"], s.serves()) == (wanted, serves)
     assert set(s.outbox()[1]) >= set(held)
     assert s.told("invalid") == 1

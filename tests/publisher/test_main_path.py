@@ -58,6 +58,12 @@ def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
     return Shell(capfd)
 
 
+def open_files(folder: Path) -> list[str]:
+    """Those in the folder that this process has open."""
+    held = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    return [one for one in held if one.startswith(f"{folder}/")]
+
+
 def set_version(folder: Path, version: str) -> None:
     (folder / "bundle.toml").write_text(models.TOML.replace("1.4.0", version))
 
@@ -205,6 +211,7 @@ async def test_an_upload_goes_on_where_it_was(
             patch.setattr(Api, "put_segment", put)
             with pytest.raises(Unreachable, match="cut"):
                 await release.upload(api, parcel)
+        assert open_files(folder) == []
         told: list[int] = []
         rest = await release.upload(api, parcel, told.append)
         assert 0 < rest <= len(parcel.manifest.segments()) - 1

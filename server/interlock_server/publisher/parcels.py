@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from interlock_server.publisher import build, bundle_toml, payload
@@ -37,7 +37,7 @@ def of_bundle(where: Path) -> Parcel:
     """The parcel of a bundle; each segment is checked before it leaves. Raises Invalid, Untrusted."""
     head = read_head(where)
 
-    def segments(wanted: set[str]) -> Iterator[Transport]:
+    def segments(wanted: set[str]) -> Generator[Transport]:
         with payload.open_plain(where) as stream:
             reader = Reader(stream)
             if reader.head().data != head.data:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -101,7 +101,7 @@ def _bounded(reader: zstandard.ZstdDecompressionObj, data: bytes, limit: int) ->
     return bytes(out)
 
 
-def travel(folder: Path, manifest: Manifest, wanted: set[str] | None = None) -> Iterator[Transport]:
+def travel(folder: Path, manifest: Manifest, wanted: set[str] | None = None) -> Generator[Transport]:
     """Each distinct segment once, in manifest order, read from the files again. `wanted` None: all of them.
 
     Raises Conflict (`file_changed`), Invalid.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -34,7 +35,7 @@ class Parcel:
 
     data: bytes
     manifest: Manifest
-    segments: Callable[[set[str]], Iterator[Transport]]
+    segments: Callable[[set[str]], Generator[Transport]]
 
 
 async def trust(api: Api, folder: KeyFolder, models: list[str], now: datetime) -> dict[str, Any]:
@@ -64,24 +65,23 @@ async def upload(api: Api, parcel: Parcel, progress: payload.Progress = payload.
     progress(sum(one.size for one in known.values() if one.sha256 not in missing))
     if not missing:
         return 0
-    source = parcel.segments(missing)
-    lock = asyncio.Lock()
+    source, loop = parcel.segments(missing), asyncio.get_running_loop()
+    with ThreadPoolExecutor(1, "segments") as reader:  # one thread: segments come from one place, in order
 
-    async def work() -> None:
-        while True:
-            async with lock:  # one reader: segments come from one place, in order
-                one = await asyncio.to_thread(next, source, None)
-            if one is None:
-                return
-            await api.put_segment(one)
-            progress(one.size)
+        async def work() -> None:
+            while (one := await loop.run_in_executor(reader, next, source, None)) is not None:
+                await api.put_segment(one)
+                progress(one.size)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(PARALLEL):
-                group.create_task(work())
-    except BaseExceptionGroup as several:
-        raise several.exceptions[0] from None  # the first is the reason, the others were only stopped by it
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(PARALLEL):
+                    group.create_task(work())
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None  # the first is the reason, the others were only stopped by it
+        finally:
+            # By the same thread: it may still be reading for a task that was stopped.
+            await loop.run_in_executor(reader, source.close)
     return len(missing)
 
 

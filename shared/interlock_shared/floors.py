@@ -28,7 +28,7 @@ ROOT_DIGEST = "root_sha256"
 DELEGATED = "delegated"
 CLOCK_ROOT = "clock_root"
 TOP_ROLES = ("root", "timestamp", "snapshot", "targets")
-_NO_ROLES = frozenset({ROOT_DIGEST, DELEGATED, CLOCK_ROOT})  # what stands beside the versions
+RESERVED = frozenset({ROOT_DIGEST, DELEGATED, CLOCK_ROOT})  # what stands beside the versions: names of no role
 
 Floors = dict[str, Any]
 
@@ -59,7 +59,7 @@ def recovered(floors: Mapping[str, Any], roles: Iterable[str]) -> Floors:
     """The floors that stand after the keys of these roles were replaced (3)."""
     gone = set(roles)
     if "snapshot" in gone:
-        gone |= {role for role in floors if role not in ("root", "timestamp", *_NO_ROLES)}
+        gone |= {role for role in floors if role not in ("root", "timestamp", *RESERVED)}
     return {role: floor for role, floor in floors.items() if role not in gone}
 
 
@@ -84,7 +84,7 @@ def _keys(known: Mapping[str, Any]) -> RoleKeys:
 
 def check(floors: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Steps 1 and 2. Raises Untrusted (`below_floor`, `other_root`)."""
-    for role in found.keys() - _NO_ROLES:
+    for role in found.keys() - RESERVED:
         if found[role] < int(floors.get(role, 0)):
             raise Untrusted(
                 f"metadata: {role} {found[role]} is below the floor {floors[role]}", code="below_floor", role=role

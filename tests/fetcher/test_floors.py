@@ -15,8 +15,9 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from interlock_agent.fetcher import stores
+from interlock_agent.fetcher.port import ROTATIONS_MAX
 from interlock_agent.fetcher.stored import HISTORY
-from interlock_agent.fetcher.trust import ROTATIONS_MAX, Trust
+from interlock_agent.fetcher.trust import Trust
 from interlock_shared import durable, floors
 from interlock_shared.errors import InterlockError, Later, Untrusted
 from interlock_shared.floors import RoleKeys

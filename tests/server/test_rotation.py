@@ -14,7 +14,8 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Timestamp
 
-from interlock_agent.fetcher.trust import ROTATIONS_MAX, Trust
+from interlock_agent.fetcher.port import ROTATIONS_MAX
+from interlock_agent.fetcher.trust import Trust
 from interlock_server.adapters.keys import OnlineKeys
 from interlock_server.adapters.tuf_repository import TOGETHER, TufRepository
 from interlock_server.publisher import ceremony, keys, proposal, status
@@ -26,8 +27,7 @@ from interlock_shared.errors import Conflict, InterlockError, Later, Untrusted
 from tests.publisher.trusts import person, public
 from tests.server.fleet_fixture import Fleet, opened
 
-NOW = datetime.now(UTC).replace(microsecond=0)
-RELEASE = "release-detector"
+NOW, RELEASE = datetime.now(UTC).replace(microsecond=0), "release-detector"
 
 
 @dataclass

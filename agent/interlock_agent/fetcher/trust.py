@@ -19,18 +19,17 @@ from __future__ import annotations
 import json
 import logging
 import weakref
-from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
 from tuf.api import exceptions
 from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.ngclient import Updater, UpdaterConfig
-from tuf.ngclient.fetcher import FetcherInterface
 
 from interlock_agent.fetcher import stored, stores
+from interlock_agent.fetcher.port import ROTATIONS_MAX, MetadataSource, Port, check_delegations
 from interlock_agent.fetcher.stored import HISTORY, signed_of
 from interlock_shared import canonical, durable, floors
 from interlock_shared.base import validate
@@ -40,51 +39,12 @@ from interlock_shared.floors import ROOT_DIGEST, TOP_ROLES, Floors, RoleKeys
 from interlock_shared.limits import DOCUMENT_MAX_BYTES, METADATA_MAX_BYTES, ROOT_MAX_BYTES
 from interlock_shared.topics import DIRECTOR_TARGET, release_role, target_name
 
-ROTATIONS_MAX = 64  # of root, fetched in one walk; a device that slept longer goes on with the next
 WALKS = 8  # in one job: a device that slept through more than 512 rotations goes on with the next
 ROLES_MAX = 32  # that are looked at for one target; ours are one below `targets`
 TIMESTAMP_MAX_BYTES = 16 * 1024  # names one file
 RECOVERY = {"timestamp": ("timestamp",), "snapshot": ("snapshot", "timestamp"), "targets": ("targets", "snapshot")}
 
 logging.getLogger("tuf").setLevel(logging.ERROR)
-
-
-class MetadataSource(Protocol):
-    """Where metadata files come from."""
-
-    def metadata(self, name: str, limit: int) -> bytes | None:
-        """The file of that name; None when there is none. Raises Unreachable."""
-
-    def director(self, limit: int) -> bytes:
-        """The bytes of the target director.json."""
-
-
-class _Port(FetcherInterface):
-    """python-tuf's fetcher port over a source. `last_root(version)` is called where the roots end."""
-
-    def __init__(self, source: MetadataSource, last_root: weakref.WeakMethod[Callable[[int], None]]) -> None:
-        self._source, self._last_root = source, last_root
-        self.trouble: InterlockError | None = None
-        self._roots = 0
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        name = url.rsplit("/", 1)[-1]
-        is_root = name.endswith(".root.json")
-        try:
-            if not is_root and self._roots >= ROTATIONS_MAX:
-                raise Later(f"metadata: {ROTATIONS_MAX} new roots, and perhaps more", code="more_roots")
-            data = self._source.metadata(name, METADATA_MAX_BYTES)
-        except InterlockError as error:
-            self.trouble = error  # python-tuf would tell it as a failed download
-            raise exceptions.DownloadError(error.message) from error
-        if data is None:
-            if is_root:
-                heard = self._last_root()
-                if heard is not None:
-                    heard(int(name.split(".")[0]) - 1)
-            raise exceptions.DownloadHTTPError(f"{name} is not there", 404)
-        self._roots = self._roots + 1 if is_root else 0
-        return iter((data,))
 
 
 class Trust:
@@ -106,8 +66,9 @@ class Trust:
         self._walk = stores.make()
         weakref.finalize(self, stores.remove, self._walk)
         self._copy_store()
-        self._port = _Port(self._source, weakref.WeakMethod(self._last_root))  # no cycle: the folder goes at once
+        self._port = Port(self._source, weakref.WeakMethod(self._last_root))  # no cycle: the folder goes at once
         try:
+            check_delegations(self._embedded)
             embedded = Metadata[Root].from_bytes(self._embedded).signed.version
             self._updater = Updater(  # 1
                 str(self._walk),

@@ -1,0 +1,49 @@
+"""What is refused before python-tuf reads it: who may sign must be people that can be counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from securesystemslib.signer import CryptoSigner, SSlibKey
+
+from interlock_shared.floors import RESERVED
+from tests.fetcher.walks import made, refusal, walk
+
+
+@pytest.mark.parametrize("ids", ["a", "ab"])
+@pytest.mark.parametrize(("role", "by"), [("snapshot", "root"), ("release-a", "targets")])
+def test_one_key_under_two_ids_is_nobodys_second(tmp_path: Path, role: str, by: str, ids: str) -> None:
+    one = made()
+    known, key = walk(one, tmp_path, {}), ed25519.Ed25519PrivateKey.generate()
+    public = SSlibKey.from_crypto(key.public_key()).to_dict()
+    one.keys[role] = [CryptoSigner(key, SSlibKey.from_dict(name * 64, dict(public))) for name in ids]
+    above = one.signed[by]
+    for signer in one.keys[role]:
+        above.add_key(signer.public_key, role)
+    above.get_delegated_role(role).threshold = len(ids)
+    if by == "root":
+        one.next_root()
+    one.publish("release-a", "targets")
+    if len(ids) == 1:
+        assert walk(one, tmp_path, known)[by] == known[by] + 1
+    else:
+        assert refusal(lambda: walk(one, tmp_path, known)) == "key_exists"
+        assert (tmp_path / "root_history" / "2.root.json").exists() is False, "what lets it sign is not kept"
+
+
+def test_an_embedded_root_with_one_key_twice_is_not_usable(tmp_path: Path) -> None:
+    one = made()
+    public = one.keys["root"][0].public_key.to_dict()
+    one.signed["root"].add_key(SSlibKey.from_dict("b" * 64, public), "root")
+    one.write("root")
+    assert refusal(lambda: walk(one, tmp_path, {})) == "key_exists"
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_no_role_is_named_as_what_the_floors_keep_beside_versions(tmp_path: Path, name: str) -> None:
+    one = made()
+    one.delegate(name, "b/*")
+    one.publish("targets")
+    assert refusal(lambda: walk(one, tmp_path, {})) == "bad_role"

@@ -25,7 +25,7 @@ from interlock_agent import client
 from interlock_agent.config import Unit
 from interlock_agent.host import messages
 from tests.host.clients import Connection, request
-from tests.host.rig import UNIT, OrderError, Rig, running
+from tests.host.rig import UNIT, OrderError, Rig, running, until
 
 ASK = request("/v2", method="GET")
 
@@ -143,8 +143,8 @@ async def test_users_and_groups_of_this_machine(rig: Rig) -> None:
     assert await status(await unit(rig, "port", "127.0.0.1:0", users=[me])) == 200, "the kernel's table tells"
     assert await status(await unit(rig, "ports", "127.0.0.1:0", users=[other])) == 403
     assert await status(await unit(rig, "nobody", users=["no-such-user-here"])) == 503, "closed, and it says why"
-    log = (rig.folder / "host.log").read_text()
-    assert "no-such-user-here" in log
+    log = rig.folder / "host.log"
+    await until(lambda: "no-such-user-here" in log.read_text(), "the front's reason in the host's log")
 
 
 @module_loop

@@ -123,9 +123,9 @@ def test_what_looking_costs_is_bounded_by_its_share_of_the_time(monkeypatch: pyt
     assert watched.counts()["looked"] >= 6
 
 
-async def test_a_worker_tells_the_host_what_it_has_found(tmp_path: Path) -> None:
+async def test_a_worker_tells_the_host_what_it_has_found(short_path: Path) -> None:
     sane = {"constant": True, "ranges": {"y": [0.0, 10.0]}}
-    async with running(tmp_path) as rig:
+    async with running(short_path) as rig:
         worker = await rig.confirmed(1, sanity=sane)
         empty: dict[str, Any] = {"looked": 0, "constant": 0, "outside": {"y": 0}}
         assert await rig.agent.order(messages.Look(worker, 1)) == empty

@@ -248,6 +248,7 @@ class Link:
             await self._ask()
 
     async def _ask(self) -> None:
+        before = self._engine.stored.meta.get("desired_at")
         try:
             document = await self._ports.fetcher.poll()
             if document is not None:
@@ -255,4 +256,6 @@ class Link:
         except Later as error:
             log.debug("poll: %s", error.message)
         except InterlockError as error:
+            if error.code == "older" and self._engine.stored.meta.get("desired_at") != before:
+                return  # no replay: while the answer was under way, a message overtook it
             await self._refuse("desired", error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import datetime, timezone
 from typing import Any, cast
 
@@ -60,6 +60,7 @@ class Fetcher:
         self.key, self.epoch, self.refreshes, self.polled = KEY, 1, 0, 0
         self.document: bytes | None = None
         self.away = False
+        self.meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     async def refresh(self) -> dict[str, Any]:
         self.refreshes += 1
@@ -70,7 +71,10 @@ class Fetcher:
 
     async def poll(self) -> bytes | None:
         self.polled += 1
-        return self.document
+        answer = self.document
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        return answer
 
 
 class Engine:
@@ -343,5 +347,24 @@ def test_where_the_broker_is_silent_the_wish_is_asked_for() -> None:
         assert len(world.engine.orders) == 1
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+    world.run(story())
+
+
+def test_an_answer_that_a_message_has_overtaken_is_no_replay() -> None:
+    world = World()
+    world.knows()
+    world.fetcher.document = desired(5)
+    world.fetcher.meanwhile = lambda: world.link.message("desired", desired(6))
+
+    async def story() -> None:
+        asking = asyncio.create_task(world.link.run())
+        await asyncio.sleep(1)
+        assert world.journal.memory.meta["desired_at"] == [1, 6]
+        assert (world.fetcher.polled, world.refused(), world.link.refusals) == (1, [], {})
+        await asyncio.sleep(2000)  # and now it is one: the server answers with what is older than what it said before
+        assert (world.refused(), set(world.link.refusals)) == (["older"], {"desired:older"})
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
 
     world.run(story())

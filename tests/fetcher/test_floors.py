@@ -22,7 +22,7 @@ from interlock_shared import durable, floors
 from interlock_shared.errors import InterlockError, Later, Untrusted
 from interlock_shared.floors import RoleKeys
 from tests.fetcher.simulator import NOW, Simulator
-from tests.fetcher.walks import AT, STORE, made, never_below, refusal, torn, walk
+from tests.fetcher.walks import AT, STORE, made, never_below, refusal, say_alone, torn, walk
 
 
 @pytest.mark.parametrize("how", ["whole", "empty", "half", "gone", "old"])
@@ -37,14 +37,7 @@ def test_no_role_is_rolled_back_whatever_the_files_say(tmp_path: Path, role: str
     torn(store, how, old=old)
     # Whoever has the online keys of the server, and old files, puts them together anew: only this role is older.
     one.signed[role].version -= 2
-    if role in ("targets", "release-a"):
-        one.publish(role, bump=False)
-        one.snapshot()
-    elif role == "snapshot":
-        one.snapshot(bump=False)
-        one.timestamp()
-    else:
-        one.timestamp(bump=False)
+    say_alone(one, role)
     refusals = ("below_floor", "bad_metadata")
     assert refusal(lambda: walk(one, store, known)) in refusals
     assert refusal(lambda: walk(one, store, known)) in refusals, "and it stays refused"

@@ -14,7 +14,7 @@ from interlock_agent.fetcher.trust import Trust
 from interlock_shared import floors
 from interlock_shared.floors import RoleKeys
 from tests.fetcher.simulator import NOW, Simulator
-from tests.fetcher.walks import AT, made, never_below, refusal, say, torn, walk
+from tests.fetcher.walks import AT, made, never_below, refusal, say, say_alone, torn, walk
 
 
 @pytest.mark.parametrize("how", ["whole", "gone", "empty", "root gone"])
@@ -39,14 +39,7 @@ def test_only_a_root_that_takes_the_keys_away_takes_the_floor_away(
     walk(one, tmp_path, {})
     before = one.signed[stolen].version
     one.signed[stolen].version = 2**31  # fast-forward: the thief wants the owner's own to be refused for ever
-    if stolen == "targets":
-        one.publish("targets", bump=False)
-        one.snapshot()
-    elif stolen == "snapshot":
-        one.snapshot(bump=False)
-        one.timestamp()
-    else:
-        one.timestamp(bump=False)
+    say_alone(one, stolen)
     known = walk(one, tmp_path, {})
     assert known[stolen] == 2**31
     one.signed[stolen].version = before + 1

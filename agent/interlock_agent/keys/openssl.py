@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from interlock_agent.keys import PKCS11, TPM2
 from interlock_shared.errors import Unreachable
 
-TPM2, PKCS11 = "tpm2", "pkcs11"
 PACKAGES = {TPM2: "tpm2-openssl", PKCS11: "pkcs11-provider"}  # of Debian and Ubuntu
 
 # OpenSSL 3.0 gives a TPM's key to its own ECDSA, which finds no private half in it, unless the TPM's is preferred.

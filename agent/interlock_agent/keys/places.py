@@ -30,11 +30,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from interlock_agent.keys import PKCS11, TPM2
 from interlock_shared.errors import InterlockError, Invalid, Unreachable
 
 FILE = "file"
 URI_MAX = 1024  # characters
-TPM2, PKCS11 = "tpm2", "pkcs11"  # OpenSSL's names of the providers
 TPM_DEVICE = (
     "device:/dev/tpmrm0"  # always said: left alone, tpm2-tss ends at a port of this machine that anybody may open
 )

@@ -160,13 +160,18 @@ class Scene:
         return dict(json.loads((self.one.device.state / "agent" / "counters.json").read_text())["floors"])
 
     def tear(self, names: Mapping[str, str]) -> None:
-        """Spoil files of the device's metadata as a power cut would have without fsync: `empty` or `gone`."""
+        """Spoil files of the device's metadata as a power cut would have without fsync: `empty` or `gone`. The agent is
+        not there meanwhile: a refresh that is under way would write them anew."""
+        if names:
+            assert self.one.device.agent.stop() == 0
         for name, how in names.items():
             for path in self.store.glob(name):
                 if how == "empty":
                     path.write_bytes(b"")
                 else:
                     path.unlink()
+        if names:
+            self.one.device.start_agent()
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ ROOT_DIGEST = "root_sha256"
 DELEGATED = "delegated"
 CLOCK_ROOT = "clock_root"
 TOP_ROLES = ("root", "timestamp", "snapshot", "targets")
-RESERVED = frozenset({ROOT_DIGEST, DELEGATED, CLOCK_ROOT})  # what stands beside the versions: names of no role
+RESERVED = frozenset({ROOT_DIGEST, DELEGATED, CLOCK_ROOT})  # what stands beside the versions: no role's floor
 
 Floors = dict[str, Any]
 

@@ -8,8 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from interlock_shared.floors import RESERVED
-from tests.fetcher.walks import made, refusal, walk
+from interlock_agent.fetcher.trust import Trust
+from interlock_shared.floors import DELEGATED, RESERVED
+from tests.fetcher.walks import AT, made, refusal, walk
 
 
 @pytest.mark.parametrize("ids", ["a", "ab"])
@@ -42,8 +43,15 @@ def test_an_embedded_root_with_one_key_twice_is_not_usable(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
-def test_no_role_is_named_as_what_the_floors_keep_beside_versions(tmp_path: Path, name: str) -> None:
+def test_a_role_named_as_what_stands_beside_the_versions_touches_nothing_of_it(tmp_path: Path, name: str) -> None:
     one = made()
+    before = walk(one, tmp_path, {})
     one.delegate(name, "b/*")
-    one.publish("targets")
-    assert refusal(lambda: walk(one, tmp_path, {})) == "bad_role"
+    one.signed[name].version = 2**31 - 1
+    one.add("b/model", b"weights", name)
+    one.publish(name, "targets")
+    chain = Trust(one.root, tmp_path, one, AT)
+    _, after = chain.target("b/model", chain.refresh(before))
+    assert chain.version(name) == 2**31
+    assert after == {**before, "timestamp": 2, "snapshot": 2, "targets": 2, DELEGATED: after[DELEGATED]}
+    assert after[DELEGATED].keys() == {"release-a"}

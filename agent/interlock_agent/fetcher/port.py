@@ -11,7 +11,6 @@ from tuf.api.metadata import Metadata, Root, Targets
 from tuf.ngclient.fetcher import FetcherInterface
 
 from interlock_shared.errors import InterlockError, Later, Untrusted
-from interlock_shared.floors import RESERVED
 from interlock_shared.limits import METADATA_MAX_BYTES
 from interlock_shared.trust import different
 
@@ -61,8 +60,8 @@ class Port(FetcherInterface):
 def check_delegations(data: bytes) -> None:
     """That whom a metadata file lets sign can be counted, whoever signed the file.
 
-    python-tuf counts ids: one key under two ids would be two of a threshold (TAP 12, "each key only once"). And a role
-    must not be named as what stands beside the versions in the floors. Raises Untrusted (`key_exists`, `bad_role`).
+    python-tuf counts ids: one key under two ids would be two of a threshold (TAP 12, "each key only once"). Raises
+    Untrusted (`key_exists`).
     """
     try:
         signed = Metadata[Any].from_bytes(data).signed
@@ -77,8 +76,6 @@ def check_delegations(data: bytes) -> None:
     else:
         return
     for name, role in roles:
-        if name in RESERVED:
-            raise Untrusted(f"metadata: no role may be named {name}", code="bad_role", role=name)
         keys = [known[keyid] for keyid in role.keyids if keyid in known]
         if different(keys) != len(keys):
             raise Untrusted(

@@ -177,7 +177,9 @@ class Trust:
         standing = floors.recovered(known, replaced)  # 4
         if "timestamp" in replaced:
             standing[floors.CLOCK_ROOT] = newest
-        versions = ((role, self.version(role, self._walk)) for role in (*roles, "targets"))
+        # In others' repositories a role may be named as what stands beside the versions: it has no floor of ours.
+        named = {*roles, "targets"} - floors.RESERVED
+        versions = ((role, self.version(role, self._walk)) for role in named)
         found: Floors = {role: version for role, version in versions if version is not None}
         delegated, targets = stored.delegated(self._walk), int(found.get("targets", 0))
         if targets >= int(standing.get("targets", 0)):
@@ -186,7 +188,7 @@ class Trust:
         found[ROOT_DIGEST] = canonical.sha256(root.signed_bytes)  # whoever else signs it, it is the same root
         floors.check(standing, found)
         self._check_listed(delegated)
-        entries = {role: floors.entry(delegated[role], targets) for role in found.keys() & delegated.keys()}
+        entries = {role: floors.entry(delegated[role], targets) for role in found.keys() & delegated.keys() & named}
         entries = {**(standing.get(floors.DELEGATED) or {}), **entries}
         return {**standing, **found, **({floors.DELEGATED: entries} if entries else {})}
 
